@@ -1,0 +1,3 @@
+"""Tinsmith: reproducible post-training of language models on the Tinker API."""
+
+__version__ = "0.1.0"
