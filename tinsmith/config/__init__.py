@@ -1,0 +1,65 @@
+"""The config: its schema, and the check that every entry point runs before any work starts."""
+
+from tinsmith.config.checks import check, check_section, load
+from tinsmith.config.root import Config
+from tinsmith.config.sections import (
+    ArithmeticData,
+    ArithmeticTask,
+    Backend,
+    Data,
+    Evaluation,
+    FileData,
+    HubData,
+    HubModel,
+    Lora,
+    Model,
+    Operation,
+    PathModel,
+    QaTask,
+    Section,
+    SingleTurn,
+    Task,
+    TinyModel,
+)
+from tinsmith.config.settings import (
+    DataSettings,
+    EvaluateSettings,
+    ExportSettings,
+    ModelSettings,
+    TrainSettings,
+)
+from tinsmith.config.stages import Grpo, Rejection, SamplingStage, Stage, Supervised
+
+__all__ = [
+    "ArithmeticData",
+    "ArithmeticTask",
+    "Backend",
+    "Config",
+    "Data",
+    "DataSettings",
+    "EvaluateSettings",
+    "Evaluation",
+    "ExportSettings",
+    "FileData",
+    "Grpo",
+    "HubData",
+    "HubModel",
+    "Lora",
+    "Model",
+    "ModelSettings",
+    "Operation",
+    "PathModel",
+    "QaTask",
+    "Rejection",
+    "SamplingStage",
+    "Section",
+    "SingleTurn",
+    "Stage",
+    "Supervised",
+    "Task",
+    "TinyModel",
+    "TrainSettings",
+    "check",
+    "check_section",
+    "load",
+]

@@ -1,0 +1,100 @@
+"""Check a config and say what is wrong in one paragraph: the key's path, the rule and the value."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import from_json, to_json
+
+from tinsmith.config.complaints import complain
+from tinsmith.config.root import Config
+from tinsmith.config.sections import Section
+from tinsmith.config.sweeping import check_sweep
+from tinsmith.errors import TinsmithError
+
+BACKEND_VARIABLE = "TINKER_BACKEND"
+_SECRET_KEY = re.compile(r"(^|_)(api_?key|secret|password|access_token|hf_token)$", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"^(hf_|tml-|sk-)\w{12,}$")
+_EXPONENT = re.compile(r"^[+-]?\d+(\.\d+)?[eE][+-]?\d+$")
+_Checked = TypeVar("_Checked", bound=Section)
+
+
+def load(path: Path) -> Config:
+    """The checked config of a YAML file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TinsmithError(f"{path}: the config cannot be read: {error.strerror}") from error
+    try:
+        return check(yaml.safe_load(text), str(path))
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        raise TinsmithError(f"{path}: the config is not valid YAML: {said}") from error
+
+
+def check(values: Any, source: str = "config.yaml") -> Config:
+    """The checked config; the environment's TINKER_BACKEND wins over `backend.kind`."""
+    plain = _plain(values, source)
+    _refuse_secrets(plain, source, "")
+    backend = os.environ.get(BACKEND_VARIABLE)
+    if backend:
+        plain = {**plain, "backend": {**(plain.get("backend") or {}), "kind": backend}}
+    config = check_section(Config, plain, source)
+    check_sweep(config, lambda swept, key: check_section(Config, swept, f"{source}: sweep.{key}"))
+    return config
+
+
+def check_section(section: type[_Checked], values: Any, source: str) -> _Checked:
+    """`values` as a `section`, or one TinsmithError that names every fault."""
+    try:
+        return section.model_validate_json(to_json(values))
+    except ValidationError as error:
+        raise TinsmithError(complain(section, error, source)) from None
+
+
+def _plain(values: Any, source: str) -> dict[str, Any]:
+    """`values` as JSON knows them; 1e-4, which is text to YAML 1.1, is the number it looks like."""
+    if not isinstance(values, Mapping):
+        raise TinsmithError(f"{source}: the config must be a mapping of sections, got {values!r}")
+    try:
+        plain = from_json(to_json(values, inf_nan_mode="strings"))
+        return cast("dict[str, Any]", _with_numbers(plain))
+    except ValueError as error:
+        raise TinsmithError(f"{source}: the config holds what JSON cannot: {error}") from error
+
+
+def _with_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    if isinstance(value, str) and _EXPONENT.match(value):
+        return float(value)
+    return value
+
+
+def _refuse_secrets(value: Any, source: str, path: str) -> None:
+    """Configs are recorded, printed and shared; secrets belong in the environment."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            here = f"{path}.{key}".lstrip(".")
+            if _SECRET_KEY.search(key):
+                raise TinsmithError(_secret_message(source, here))
+            _refuse_secrets(item, source, here)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _refuse_secrets(item, source, f"{path}[{index}]")
+    elif isinstance(value, str) and _SECRET_VALUE.match(value):
+        raise TinsmithError(_secret_message(source, path))
+
+
+def _secret_message(source: str, path: str) -> str:
+    return (
+        f"{source}: {path} looks like a secret, and secrets do not belong in the config, which is"
+        " recorded with every result; set it in the environment instead (TINKER_API_KEY, HF_TOKEN)"
+        " and remove the key"
+    )

@@ -1,0 +1,198 @@
+"""The sections of config.yaml other than the stages: frozen, strict, with every default."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+COMMIT, REPOSITORY = r"^[0-9a-f]{40}$", r"^[\w.-]+/[\w.-]+$"
+TABLE_FILE, STAGE_NAME = r"\.(jsonl|csv|parquet)$", r"^[a-z0-9_-]+$"
+PATTERNS = {
+    COMMIT: "must be a full commit hash of 40 hex digits, which pins it",
+    REPOSITORY: "must be a hub repository's name like Org/Name",
+    TABLE_FILE: "must end in .jsonl, .csv or .parquet",
+    STAGE_NAME: "must hold small letters, digits, '-' and '_' only",
+}
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Operation = Literal["+", "-", "*"]
+Commit = Annotated[str, Field(pattern=COMMIT)]
+RepositoryName = Annotated[str, Field(pattern=REPOSITORY)]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys, lossy conversions, NaN and later changes are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TinyModel(Section):
+    """A small Qwen3-architecture model, pretrained on the spot on text of the arithmetic task."""
+
+    kind: Literal["tiny"]
+    seed: Seed = 0
+    hidden_size: Annotated[int, Field(ge=16, multiple_of=16)] = 128
+    num_layers: Count = 4
+    pretrain_steps: Seed = 400
+
+
+class HubModel(Section):
+    """A Hugging Face hub repository at a pinned commit."""
+
+    kind: Literal["hub"]
+    name: RepositoryName
+    revision: Commit
+
+
+class PathModel(Section):
+    """Any local directory that holds a Hugging Face causal language model."""
+
+    kind: Literal["path"]
+    path: Text
+
+
+Model = Annotated[TinyModel | HubModel | PathModel, Field(discriminator="kind")]
+
+
+class Backend(Section):
+    """What stands behind the Tinker wire: Tinsmith's own server, or the hosted service."""
+
+    kind: Literal["local", "api"] = "local"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    token_budget: Count = 8192
+    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    threads: Count = 1
+    gpus: Seed = 0
+    store: Text = "store"
+
+
+class Split(Section):
+    """How many problems are held out, and the seed of the hash that picks them."""
+
+    held_out: Count
+    split_seed: Seed = 0
+
+
+class ArithmeticData(Split):
+    """Distinct arithmetic problems whose operands have up to `digits` digits."""
+
+    kind: Literal["arithmetic"]
+    digits: Annotated[int, Field(ge=1, le=6)] = 2
+    operations: Annotated[tuple[Operation, ...], Field(min_length=1)] = ("+",)
+    num_problems: Annotated[int, Field(ge=2)] = 2000
+    held_out: Count = 500
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ArithmeticData":
+        if len(set(self.operations)) < len(self.operations):
+            raise ValueError(f"operations must not repeat, got {list(self.operations)}")
+        possible = len(self.operations) * 100**self.digits
+        if self.num_problems > possible:
+            raise ValueError(
+                f"num_problems must be at most {possible}, all that {self.digits} digits and"
+                f" {len(self.operations)} operations make, got {self.num_problems}"
+            )
+        if self.held_out >= self.num_problems:
+            raise ValueError(
+                f"held_out must be below num_problems = {self.num_problems}, got {self.held_out}"
+            )
+        return self
+
+
+class FileData(Split):
+    """A local .jsonl, .csv or .parquet file with a question and an answer in every row."""
+
+    kind: Literal["file"]
+    path: str = Field(pattern=TABLE_FILE)
+    question_field: str = "question"
+    answer_field: str = "answer"
+
+
+class HubData(Split):
+    """A split of a Hugging Face hub dataset at a pinned commit."""
+
+    kind: Literal["hub"]
+    name: RepositoryName
+    revision: Commit
+    subset: str | None = None
+    split: str = "train"
+    question_field: str = "question"
+    answer_field: str = "answer"
+
+
+Data = Annotated[ArithmeticData | FileData | HubData, Field(discriminator="kind")]
+
+
+class ArithmeticTask(Section):
+    """The completion is right when it is exactly the number."""
+
+    kind: Literal["arithmetic"]
+    system_prompt: str | None = None
+
+
+class QaTask(Section):
+    """A question with one reference answer, graded as `grader` says."""
+
+    kind: Literal["qa"]
+    grader: Literal["exact", "normalised", "numeric"]
+    system_prompt: str | None = None
+    prompt_template: str = "{question}"
+
+    @model_validator(mode="after")
+    def _shows_the_question(self) -> "QaTask":
+        if "{question}" not in self.prompt_template:
+            raise ValueError(
+                f"prompt_template must contain {{question}}, got {self.prompt_template!r}"
+            )
+        return self
+
+
+Task = Annotated[ArithmeticTask | QaTask, Field(discriminator="kind")]
+
+
+class SingleTurn(Section):
+    """One prompt, one completion, one reward."""
+
+    kind: Literal["single_turn"] = "single_turn"
+
+
+class Lora(Section):
+    """The adapter: its rank and the linear layers that it covers."""
+
+    rank: Count = 32
+    train_attn: bool = True
+    train_mlp: bool = True
+    train_unembed: bool = True
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> "Lora":
+        if not (self.train_attn or self.train_mlp or self.train_unembed):
+            raise ValueError("train_unembed must be true where train_attn and train_mlp are not")
+        return self
+
+
+class Evaluation(Section):
+    """The evaluation on held-out problems, of the base and after every stage."""
+
+    num_problems: Count = 200
+    samples_per_problem: Count = 4
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    max_tokens: Count = 16
+    pass_at_k: tuple[Count, ...] = (1, 4)
+
+    @model_validator(mode="after")
+    def _has_the_samples(self) -> "Evaluation":
+        too_many = [k for k in self.pass_at_k if k > self.samples_per_problem]
+        if too_many:
+            raise ValueError(
+                f"pass_at_k must not exceed samples_per_problem = {self.samples_per_problem},"
+                f" got {too_many[0]}"
+            )
+        if self.temperature == 0 and self.samples_per_problem > 1:
+            raise ValueError(
+                "samples_per_problem must be 1 at temperature 0, where all samples are the same,"
+                f" got {self.samples_per_problem}"
+            )
+        return self

@@ -1,0 +1,70 @@
+"""What one job of a rule depends on: the part of the config that goes on its command line.
+
+A job's settings hold nothing else, so that changing a key re-plans the jobs that depend on it and
+no other. `backend.threads` and `backend.gpus` say how a job runs and not what it computes; they
+travel as Snakemake's threads and resources instead.
+"""
+
+from tinsmith.config.sections import (
+    Backend,
+    Data,
+    Evaluation,
+    Lora,
+    Model,
+    Operation,
+    Section,
+    SingleTurn,
+    Task,
+)
+from tinsmith.config.stages import Stage
+
+
+class ModelSettings(Section):
+    """For scripts.prepare_model; the tiny model is pretrained on these digits and operations."""
+
+    model: Model
+    digits: int | None = None
+    operations: tuple[Operation, ...] = ()
+
+
+class DataSettings(Section):
+    """For scripts.prepare_data."""
+
+    data: Data
+
+
+class TrainSettings(Section):
+    """For scripts.train."""
+
+    run: str
+    seed: int
+    model_name: str
+    stage: Stage
+    task: Task
+    paradigm: SingleTurn
+    lora: Lora
+    backend: Backend
+
+
+class EvaluateSettings(Section):
+    """For scripts.evaluate; `stage` is "base" where no adapter is loaded."""
+
+    run: str
+    seed: int
+    model_name: str
+    stage: str
+    task: Task
+    paradigm: SingleTurn
+    evaluation: Evaluation
+    backend: Backend
+
+
+class ExportSettings(Section):
+    """For scripts.export; `stage` is the last one, whose adapter is exported."""
+
+    run: str
+    seed: int
+    model_name: str
+    stage: str
+    task: Task
+    backend: Backend

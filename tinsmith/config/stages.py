@@ -1,0 +1,70 @@
+"""The kinds of training stage that `stages:` may list, one frozen model each."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tinsmith.config.sections import STAGE_NAME, Count, Section
+
+StageName = Annotated[str, Field(pattern=STAGE_NAME)]
+AutoRate = Annotated[float, Field(gt=0)] | Literal["auto"]
+AutoCount = Count | Literal["auto"]
+
+
+class StageBase(Section):
+    """What every stage has: its length, its learning rate, and how often it saves and evaluates."""
+
+    steps: Count
+    learning_rate: AutoRate = "auto"
+    reference_batch_size: Count | None = None
+    save_every: AutoCount = "auto"
+    eval_every: Count = 5
+    eval_problems: Count = 64
+
+
+class Supervised(StageBase):
+    """Cross-entropy on the reference answers; the prompt is masked out."""
+
+    kind: Literal["supervised"]
+    name: StageName = "supervised"
+    batch_size: Count = 32
+
+
+class SamplingStage(StageBase):
+    """What stages that learn from their own samples share."""
+
+    problems_per_step: Count = 32
+    samples_per_problem: Count = 8
+    max_tokens: Count = 16
+
+
+class Rejection(SamplingStage):
+    """Sample, keep the completions that are right (or the best of each group), train on those."""
+
+    kind: Literal["rejection"]
+    name: StageName = "rejection"
+    select: Literal["correct", "best"] = "correct"
+    loss: Literal["cross_entropy", "importance_sampling"] = "cross_entropy"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _is_on_policy(self) -> "Rejection":
+        if self.loss == "importance_sampling" and self.temperature != 1.0:
+            raise ValueError(
+                "temperature must be 1 with loss importance_sampling, because the trainer scores"
+                f" at temperature 1, got {self.temperature}"
+            )
+        return self
+
+
+class Grpo(SamplingStage):
+    """Group-relative policy optimisation; samples at temperature 1, at which the trainer scores."""
+
+    kind: Literal["grpo"]
+    name: StageName = "grpo"
+    samples_per_problem: Annotated[int, Field(ge=2)] = 8
+    normalise_by_std: bool = False
+    zero_variance: Literal["resample", "drop"] = "drop"
+
+
+Stage = Annotated[Supervised | Rejection | Grpo, Field(discriminator="kind")]
