@@ -1,0 +1,140 @@
+"""run_metadata.json: what a job was told, where it ran, digests of what it read and wrote."""
+
+import hashlib
+import os
+import platform
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tinsmith.files import sha256
+
+_RECORDED = re.compile(
+    r"^(TINKER|TINSMITH|HF|HUGGINGFACE|TRANSFORMERS|TORCH|PYTORCH|CUDA|NCCL|VLLM|OMP|MKL|OPENBLAS"
+    r"|SLURM|APPTAINER|SNAKEMAKE)_|^(CUBLAS_WORKSPACE_CONFIG|PYTHONHASHSEED|NO_PROXY)$"
+)
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+_SNAKEMAKE_MARK = ".snakemake_timestamp"
+
+
+def describe_run(
+    *,
+    rule: str,
+    settings: Any,
+    inputs: Mapping[str, Path],
+    outputs: Mapping[str, Path],
+    seeds: Mapping[str, int],
+    started: datetime,
+) -> dict[str, Any]:
+    """The whole record of a job that has just ended well."""
+    ended = datetime.now(UTC)
+    return {
+        "rule": rule,
+        "command": shlex.join(sys.orig_argv),
+        "settings": settings,
+        "seeds": dict(seeds),
+        "started": started.isoformat(),
+        "ended": ended.isoformat(),
+        "duration_s": (ended - started).total_seconds(),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "inputs": {name: describe_file(path) for name, path in inputs.items()},
+        "outputs": {name: describe_file(path) for name, path in outputs.items()},
+        "environment": recorded_environment(os.environ),
+        "packages": package_versions(),
+        "git": git_state(),
+        "machine": machine(),
+        "accelerators": accelerators(),
+    }
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Path, size and SHA-256 of a file or a tree; Snakemake's own mark in a tree does not count."""
+    if path.is_file():
+        return {"path": str(path), "size_bytes": path.stat().st_size, "sha256": sha256(path)}
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != _SNAKEMAKE_MARK)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
+    size_bytes = sum(file.stat().st_size for file in files)
+    return {
+        "path": str(path),
+        "size_bytes": size_bytes,
+        "num_files": len(files),
+        "sha256": digest.hexdigest(),
+    }
+
+
+def recorded_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that can change a result; those that may hold a secret are masked."""
+    return {
+        name: "***" if _SECRET.search(name) else value
+        for name, value in sorted(environment.items())
+        if _RECORDED.search(name)
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Every installed distribution, so that the environment can be made again."""
+    found = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def git_state() -> dict[str, Any] | None:
+    """The commit, and whether the tree differed from it; None outside a git checkout."""
+    commit = _output_of("git", "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit, "is_dirty": bool(_output_of("git", "status", "--porcelain"))}
+
+
+def machine() -> dict[str, Any]:
+    """The computer: its name, system, processor and memory."""
+    return {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "num_cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
+def accelerators() -> list[dict[str, str]]:
+    """The GPUs that the NVIDIA driver shows, asked without loading torch."""
+    fields = ("name", "memory.total", "driver_version", "uuid")
+    listing = _output_of("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader")
+    rows = [line.split(", ") for line in (listing or "").splitlines()]
+    return [dict(zip(fields, row, strict=False)) for row in rows]
+
+
+def peak_memory_bytes() -> dict[str, int]:
+    """The most resident memory of this process, and of the largest child that it waited for."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "largest_child": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit,
+    }
+
+
+def _processor() -> str:
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text().splitlines() if listing.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _output_of(*command: str) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None

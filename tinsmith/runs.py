@@ -1,0 +1,177 @@
+"""Runs: one resolved config per seed and swept value, and where its artifacts lie."""
+
+import hashlib
+import itertools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinsmith.config import (
+    ArithmeticData,
+    Config,
+    EvaluateSettings,
+    ExportSettings,
+    HubModel,
+    ModelSettings,
+    PathModel,
+    Section,
+    Stage,
+    TrainSettings,
+    check_section,
+)
+from tinsmith.config.sweeping import replaced
+from tinsmith.errors import TinsmithError
+
+BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """One seed and one choice of the swept values."""
+
+    name: str
+    seed: int
+    swept: dict[str, Any]
+    config: Config
+
+    @property
+    def model_key(self) -> str:
+        model = self.config.model
+        if isinstance(model, HubModel):
+            return model.name.replace("/", "__")
+        if isinstance(model, PathModel):
+            return Path(model.path).name
+        return f"tiny-{short_hash(self.model_settings())}"
+
+    @property
+    def model_dir(self) -> str:
+        model = self.config.model
+        return model.path if isinstance(model, PathModel) else f"models/{self.model_key}"
+
+    @property
+    def model_name(self) -> str:
+        """What the Tinker API calls the base model."""
+        model = self.config.model
+        return model.name if isinstance(model, HubModel) else self.model_key
+
+    @property
+    def data_key(self) -> str:
+        return f"{self.config.data.kind}-{short_hash(self.config.data)}"
+
+    def stage(self, name: str) -> Stage:
+        return next(stage for stage in self.config.stages if stage.name == name)
+
+    def stage_names(self) -> list[str]:
+        return [stage.name for stage in self.config.stages]
+
+    def before(self, name: str) -> str:
+        """The stage whose checkpoint `name` starts from; "base" before the first."""
+        names = [BASE, *self.stage_names()]
+        return names[names.index(name) - 1]
+
+    def model_settings(self) -> ModelSettings:
+        data = self.config.data
+        known = data if isinstance(data, ArithmeticData) else ArithmeticData(kind="arithmetic")
+        if self.config.model.kind != "tiny":
+            return ModelSettings(model=self.config.model)
+        return ModelSettings(
+            model=self.config.model, digits=known.digits, operations=known.operations
+        )
+
+    def train_settings(self, stage: str) -> TrainSettings:
+        config = self.config
+        return TrainSettings(
+            run=self.name,
+            seed=self.seed,
+            model_name=self.model_name,
+            stage=self.stage(stage),
+            task=config.task,
+            paradigm=config.paradigm,
+            lora=config.lora,
+            backend=config.backend,
+        )
+
+    def evaluate_settings(self, stage: str) -> EvaluateSettings:
+        config = self.config
+        return EvaluateSettings(
+            run=self.name,
+            seed=self.seed,
+            model_name=self.model_name,
+            stage=stage,
+            task=config.task,
+            paradigm=config.paradigm,
+            evaluation=config.evaluation,
+            backend=config.backend,
+        )
+
+    def export_settings(self) -> ExportSettings:
+        return ExportSettings(
+            run=self.name,
+            seed=self.seed,
+            model_name=self.model_name,
+            stage=self.config.stages[-1].name,
+            task=self.config.task,
+            backend=self.config.backend,
+        )
+
+    def work_dir(self, stage: str) -> str:
+        """Where a running stage keeps its progress; another setting anywhere before is another."""
+        names = self.stage_names()
+        chain = names[: names.index(stage) + 1]
+        parts = [settings_json(self.train_settings(name)) for name in chain]
+        parts += [settings_json(self.model_settings()), settings_json(self.config.data)]
+        return f"work/{self.name}/{stage}-{_hash8(''.join(parts))}"
+
+
+def expand(config: Config) -> dict[str, RunConfig]:
+    """Every seed times every combination of the swept values, by the run's name."""
+    keys = list(config.sweep)
+    runs: dict[str, RunConfig] = {}
+    for values in itertools.product(*config.sweep.values()):
+        swept = dict(zip(keys, values, strict=True))
+        said = ", ".join(f"{key} = {value}" for key, value in swept.items())
+        resolved = check_section(Config, replaced(config, swept), f"config.yaml: sweep ({said})")
+        for seed in config.seeds:
+            run = RunConfig(_run_name(seed, swept), seed, swept, resolved)
+            if run.name in runs:
+                raise TinsmithError(
+                    f"config.yaml: sweep must give every run its own name, got {run.name!r} twice"
+                )
+            runs[run.name] = run
+    _refuse_shared_keys(runs)
+    return runs
+
+
+def settings_json(section: Section) -> str:
+    """A job's settings for its command line; how it is scheduled is not among them."""
+    return section.model_dump_json(exclude={"backend": {"threads", "gpus"}})
+
+
+def short_hash(section: Section) -> str:
+    """Eight hex digits that change when any value of the section does."""
+    return _hash8(settings_json(section))
+
+
+def _hash8(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _run_name(seed: int, swept: dict[str, Any]) -> str:
+    parts = [f"seed={seed}", *(f"{key}={_in_a_name(value)}" for key, value in swept.items())]
+    return ",".join(parts)
+
+
+def _in_a_name(value: Any) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", str(value)).strip("-") or "none"
+
+
+def _refuse_shared_keys(runs: dict[str, RunConfig]) -> None:
+    """A hub model's folder bears its name alone, so two revisions cannot stand side by side."""
+    models: dict[str, ModelSettings] = {}
+    for run in runs.values():
+        if models.setdefault(run.model_key, run.model_settings()) != run.model_settings():
+            raise TinsmithError(
+                "config.yaml: sweep must not give one model two revisions or paths of the same"
+                f" name, got both for {run.model_key!r}; run them one after the other"
+            )
