@@ -1,19 +1,25 @@
 """The frame around every script: its log, how its errors are told, and its run_metadata.json."""
 
+import argparse
+import json
 import logging
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
+import psutil
+
+from tinsmith.config import Section, check_section
 from tinsmith.errors import TinsmithError
 from tinsmith.files import write_json
 from tinsmith.metadata import describe_run
 
 logger = logging.getLogger(__name__)
+_Settings = TypeVar("_Settings", bound=Section)
 
 
 @contextmanager
@@ -22,7 +28,7 @@ def job(
     rule: str,
     log: Path,
     metadata: Path,
-    settings: Any,
+    settings: Section,
     inputs: Mapping[str, Path],
     outputs: Mapping[str, Path],
     seeds: Mapping[str, int],
@@ -30,12 +36,12 @@ def job(
     """Run the block as one job of `rule`; record it when it ends well, exit non-zero when not."""
     _log_to(log)
     signal.signal(signal.SIGTERM, _terminate)
-    started = datetime.now(UTC)
+    started = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
     try:
         yield
         record = describe_run(
             rule=rule,
-            settings=settings,
+            settings=settings.model_dump(mode="json"),
             inputs=inputs,
             outputs=outputs,
             seeds=seeds,
@@ -50,6 +56,18 @@ def job(
         kind = type(error).__name__
         logger.error("%s: unexpected %s: %s (traceback in %s)", rule, kind, error, log)
         sys.exit(1)
+
+
+def settings_of(section: type[_Settings]) -> Callable[[str], _Settings]:
+    """An argparse type: the JSON of `section`, checked like the config that it comes from."""
+
+    def parse(text: str) -> _Settings:
+        try:
+            return check_section(section, json.loads(text), "--settings")
+        except (TinsmithError, json.JSONDecodeError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parse
 
 
 def _log_to(log: Path) -> None:

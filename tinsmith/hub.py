@@ -1,0 +1,86 @@
+"""The Hugging Face hub, at pinned commits, and its failures in plain words."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tinsmith.config import HubData, HubModel
+from tinsmith.errors import TinsmithError
+
+_MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*"]
+_NOT_MODEL_FILES = ["original/*", "onnx/*", "consolidated*"]
+_Result = TypeVar("_Result")
+
+
+def download_model(model: HubModel, directory: Path, download: Path) -> None:
+    """Fetch the snapshot into `download`, going on where an earlier try stopped, then move it."""
+    from huggingface_hub import snapshot_download
+
+    _plainly(
+        lambda: snapshot_download(
+            model.name,
+            revision=model.revision,
+            local_dir=download,
+            allow_patterns=_MODEL_FILES,
+            ignore_patterns=_NOT_MODEL_FILES,
+        ),
+        f"model {model.name}",
+        "model",
+        model.revision,
+    )
+    shutil.rmtree(download / ".cache", ignore_errors=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    if directory.exists():
+        shutil.rmtree(directory)
+    os.replace(download, directory)
+
+
+def load_hub_dataset(data: HubData) -> Iterable[dict[str, Any]]:
+    """The rows of a dataset's split at its pinned commit."""
+    import datasets
+
+    def load() -> Any:
+        return datasets.load_dataset(
+            data.name, data.subset, split=data.split, revision=data.revision
+        )
+
+    try:
+        return _plainly(load, f"dataset {data.name}", "data", data.revision)
+    except ValueError as error:
+        raise TinsmithError(
+            f"dataset {data.name} must have the subset {data.subset!r} and the split {data.split!r}"
+            f" (config.yaml: data.subset, data.split): {error}"
+        ) from error
+
+
+def _plainly(fetch: Callable[[], _Result], what: str, section: str, revision: str) -> _Result:
+    """`fetch()`, its network and access errors said as what to do about them."""
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import errors
+
+    where = f"config.yaml: {section}"
+    try:
+        return fetch()
+    except errors.GatedRepoError as error:
+        raise TinsmithError(
+            f"{what} is gated: ask for access on its page on huggingface.co, then set HF_TOKEN to a"
+            f" token of that account, and run again ({where}.name)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise TinsmithError(
+            f"{what} must have the pinned commit, got unknown revision {revision}"
+            f" ({where}.revision)"
+        ) from error
+    except (errors.RepositoryNotFoundError, DatasetNotFoundError) as error:
+        raise TinsmithError(
+            f"{what} must exist on the hub, or be visible to HF_TOKEN if it is private, but the hub"
+            f" does not show it at revision {revision} ({where}.name)"
+        ) from error
+    except (ConnectionError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise TinsmithError(
+            f"{what} could not be fetched, because the hub cannot be reached; check the network"
+            " (and HF_HUB_OFFLINE, HF_ENDPOINT, proxies), or use what needs no download:"
+            f" kind path or tiny for a model, kind file or arithmetic for data ({where})"
+        ) from error
