@@ -20,6 +20,7 @@ class StageBase(Section):
     save_every: AutoCount = "auto"
     eval_every: Count = 5
     eval_problems: Count = 64
+    max_tokens: Count = 16
 
 
 class Supervised(StageBase):
@@ -35,7 +36,6 @@ class SamplingStage(StageBase):
 
     problems_per_step: Count = 32
     samples_per_problem: Count = 8
-    max_tokens: Count = 16
 
 
 class Rejection(SamplingStage):
@@ -65,6 +65,7 @@ class Grpo(SamplingStage):
     samples_per_problem: Annotated[int, Field(ge=2)] = 8
     normalise_by_std: bool = False
     zero_variance: Literal["resample", "drop"] = "drop"
+    max_resamples: Count = 3
 
 
 Stage = Annotated[Supervised | Rejection | Grpo, Field(discriminator="kind")]

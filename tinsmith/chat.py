@@ -1,0 +1,84 @@
+"""A model's chat format: text becomes prompt tokens, once, and completion tokens become text."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from tinsmith.errors import TinsmithError
+
+PROBE = "x"
+
+
+class Chat:
+    """How one model is asked: its chat template, or plain text where its tokenizer has none."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, model_dir: Path) -> "Chat":
+        """The chat format of a model directory."""
+        from transformers import AutoTokenizer
+
+        try:
+            return cls(AutoTokenizer.from_pretrained(model_dir, local_files_only=True))
+        except (OSError, ValueError) as error:
+            raise TinsmithError(f"{model_dir} must hold a tokenizer: {error}") from error
+
+    def prompt(self, text: str, system_prompt: str | None = None) -> tuple[int, ...]:
+        """The tokens of a user's message, up to where the model's reply begins."""
+        if not self._tokenizer.chat_template:
+            whole = f"{system_prompt}\n\n{text}" if system_prompt else text
+            return tuple(self._tokenizer.encode(whole))
+        system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        return self._render([*system, {"role": "user", "content": text}], is_prompt=True)
+
+    def reply(self, text: str) -> tuple[int, ...]:
+        """The tokens of a model's reply, its stop token included."""
+        tokens = self._tokenizer.encode(text, add_special_tokens=False)
+        return (*tokens, self.stop_token_ids[0])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of a completion without its special tokens."""
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def pieces(self, tokens: Sequence[int]) -> tuple[str, ...]:
+        """The text of each token alone, special tokens included; for people to read."""
+        return tuple(self._tokenizer.decode([token]) for token in tokens)
+
+    @cached_property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """What ends a reply: the template's end of turn first, and the end-of-sequence token."""
+        ends = (self._end_of_turn(), self._tokenizer.eos_token_id)
+        found = tuple(dict.fromkeys(end for end in ends if end is not None))
+        if not found:
+            raise TinsmithError(
+                f"the tokenizer of {self._tokenizer.name_or_path} must have an end-of-sequence"
+                " token or a chat template with an end of turn, got neither"
+            )
+        return found
+
+    def _end_of_turn(self) -> int | None:
+        """The last special token that the template writes after an assistant's message."""
+        if not self._tokenizer.chat_template:
+            return None
+        question = {"role": "user", "content": PROBE}
+        prompt = self._render([question], is_prompt=True)
+        whole = self._render([question, {"role": "assistant", "content": PROBE}], is_prompt=False)
+        special = set(self._tokenizer.all_special_ids)
+        return next((token for token in reversed(whole[len(prompt) :]) if token in special), None)
+
+    def _render(self, messages: list[dict[str, str]], *, is_prompt: bool) -> tuple[int, ...]:
+        try:
+            tokens = self._tokenizer.apply_chat_template(
+                messages, tokenize=True, add_generation_prompt=is_prompt, return_dict=False
+            )
+        except jinja2.TemplateError as error:
+            raise TinsmithError(
+                f"the chat template of {self._tokenizer.name_or_path} refuses the messages"
+                f" {[message['role'] for message in messages]}: {error}"
+            ) from error
+        return tuple(tokens)

@@ -1,0 +1,117 @@
+"""Checkpoints of a stage: what checkpoint.json says, and the weights as files."""
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+import tinker
+
+from tinsmith import config
+from tinsmith.errors import TinsmithError
+from tinsmith.files import new_directory, sha256, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where the backend keeps a checkpoint: `state` to train on from, `sampler` to sample."""
+
+    state: str
+    sampler: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The end of a stage: checkpoint.json."""
+
+    stage: str
+    run: str
+    seed: int
+    base_model: str
+    lora_rank: int
+    model_id: str
+    step: int
+    checkpoints: Paths
+    weights_sha256: str
+
+    @classmethod
+    def read(cls, path: Path) -> "Checkpoint":
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**fields | {"checkpoints": Paths(**fields["checkpoints"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise TinsmithError(
+                f"{path} must be the checkpoint.json of a stage: {error}"
+            ) from error
+
+    def write(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+
+def open_training_client(
+    service: tinker.ServiceClient,
+    base_model: str,
+    lora: config.Lora,
+    seed: int,
+    previous: Checkpoint | None,
+) -> tinker.TrainingClient:
+    """On from the stage before with a fresh optimizer, or, for the first stage, a new adapter."""
+    if previous is not None:
+        with explained(f"loading {previous.checkpoints.state}"):
+            return service.create_training_client_from_state(previous.checkpoints.state).result()
+    with explained(f"creating an adapter on {base_model}"):
+        return service.create_lora_training_client(
+            base_model,
+            rank=lora.rank,
+            seed=seed,
+            train_mlp=lora.train_mlp,
+            train_attn=lora.train_attn,
+            train_unembed=lora.train_unembed,
+        ).result()
+
+
+def save_final(training_client: tinker.TrainingClient, name: str) -> Paths:
+    """Save what the next stage trains on from and what evaluation samples."""
+    state = training_client.save_state(name)
+    sampler = training_client.save_weights_for_sampler(name)
+    return Paths(state.result().path, sampler.result().path)
+
+
+def fetch_weights(
+    service: tinker.ServiceClient, training_client: tinker.TrainingClient, name: str, target: Path
+) -> str:
+    """Write the adapter's files to the directory `target`; return the SHA-256 of the tree."""
+    path = training_client.save_weights_external(name).result().path
+    urls = service.create_rest_client().get_external_weights_urls(path).result().urls
+    with new_directory(target) as draft:
+        for name, url in urls.items():
+            _fetch(url, draft / _relative(name))
+    return sha256(target)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn a refusal of the backend into a message that says what was being done."""
+    try:
+        yield
+    except tinker.TinkerError as error:
+        raise TinsmithError(f"{what} failed: {error}") from error
+
+
+def _fetch(url: str, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with urllib.request.urlopen(url) as response, file.open("wb") as target:
+            while block := response.read(1 << 20):
+                target.write(block)
+    except OSError as error:
+        raise TinsmithError(f"fetching the weights from {url} failed: {error}") from error
+
+
+def _relative(name: str) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise TinsmithError(f"the backend names a weights file outside its folder: {name!r}")
+    return path

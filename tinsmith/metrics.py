@@ -1,0 +1,84 @@
+"""The numbers of a step, from its samples."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import tinker
+
+from tinsmith.rollouts import has_signal_P
+from tinsmith.types import Group, Sample
+
+
+def sampling_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """What was sampled: rewards by term, lengths, and the entropy of the sampler in nats a token.
+
+    H ~ mean_t(-log q_t) over the sampled tokens: an unbiased estimate of the mean entropy of the
+    distributions that the tokens were drawn from, at the temperature they were drawn at.
+    """
+    terms: dict[str, list[float]] = defaultdict(list)
+    for sample in samples:
+        assert sample.reward is not None, "what is sampled is graded"
+        for name, value in sample.reward.terms.items():
+            terms[name].append(value)
+    rewards = [sample.reward for sample in samples if sample.reward is not None]
+    completions = [sample.turn.completion for sample in samples]
+    logprobs = np.concatenate([completion.logprobs for completion in completions])
+    return {
+        "reward_mean": _mean([reward.value for reward in rewards]),
+        **{f"reward_{name}_mean": _mean(values) for name, values in terms.items()},
+        "share_right": _mean([reward.is_right for reward in rewards]),
+        "share_finished": _mean([completion.is_finished for completion in completions]),
+        "completion_length_mean": completion_length_mean(samples),
+        "num_sampled_tokens": len(logprobs),
+        "entropy_nats": float(-logprobs.mean()),
+    }
+
+
+def share_zero_variance(groups: Sequence[Group]) -> float:
+    """The share of groups in which no speaker's rewards differ."""
+    return 1 - _mean(has_signal_P(groups).tolist())
+
+
+def completion_length_mean(samples: Sequence[Sample]) -> float:
+    """Tokens of a completion, its stop token counted."""
+    return _mean([len(sample.turn.completion.tokens) for sample in samples])
+
+
+def kl_nats(samples: Sequence[Sample]) -> float:
+    """KL(q || p) ~ mean_t(log q_t - log p_t) over the trained tokens, in nats a token.
+
+    q is the sampler that drew them and p the trainer before its update. It is zero when both
+    compute the same; the estimate of a small one can come out negative. At a sampling temperature
+    other than 1 it also holds the difference that the temperature makes.
+    """
+    sampler = np.concatenate([sample.turn.completion.logprobs for sample in samples])
+    trainer = np.concatenate([_trainer_logprobs(sample) for sample in samples])
+    return float((sampler - trainer).mean())
+
+
+def training_metrics(
+    samples: Sequence[Sample],
+    output: tinker.ForwardBackwardOutput,
+    update: tinker.OptimStepResponse,
+    learning_rate: float,
+) -> dict[str, float]:
+    """What the optimizer step did; the loss is per trained token, and names that the backend gives
+    its own metrics of the step, such as `grad_norm`, stay as they are."""
+    num_tokens = sum(len(sample.turn.completion.tokens) for sample in samples)
+    return {
+        "loss": output.metrics["loss:sum"] / num_tokens,
+        "learning_rate": learning_rate,
+        "num_datums": len(samples),
+        "num_trained_tokens": num_tokens,
+        **(update.metrics or {}),
+    }
+
+
+def _trainer_logprobs(sample: Sample) -> tuple[float, ...]:
+    assert sample.trainer_logprobs is not None, "only trained samples have the trainer's view"
+    return sample.trainer_logprobs
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))

@@ -1,0 +1,85 @@
+"""Completions from the sampler, and the groups that a paradigm makes of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tinker
+
+from tinsmith.chat import Chat
+from tinsmith.objectives.advantages import has_variance
+from tinsmith.types import Completion, Group, Sample
+
+Pending = Callable[[], list[Completion]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """A snapshot of the policy, and how completions are drawn from it."""
+
+    client: tinker.SamplingClient
+    chat: Chat
+    max_tokens: int
+    temperature: float = 1.0
+
+    def submit(self, prompt_tokens: Sequence[int], num_samples: int, seed: int) -> Pending:
+        """Ask for completions of a prompt in one request; calling the result waits for them."""
+        future = self.client.sample(
+            prompt=tinker.ModelInput.from_ints(list(prompt_tokens)),
+            num_samples=num_samples,
+            sampling_params=tinker.SamplingParams(
+                max_tokens=self.max_tokens,
+                temperature=self.temperature,
+                seed=seed,
+                stop=self.chat.stop_token_ids,
+            ),
+        )
+        return lambda: [self._completion(sequence) for sequence in future.result().sequences]
+
+    def _completion(self, sequence: tinker.SampledSequence) -> Completion:
+        logprobs = sequence.logprobs
+        assert logprobs is not None, "a sampler always returns log-probabilities"
+        return Completion(
+            tokens=tuple(sequence.tokens),
+            logprobs=tuple(logprobs),
+            text=self.chat.decode(sequence.tokens),
+            is_finished=sequence.stop_reason == "stop",
+        )
+
+
+def rewards_P_G(groups: Sequence[Group], speaker: str) -> np.ndarray:
+    """The rewards of a speaker: one row per group, one column per rollout."""
+    return np.array(
+        [[rollout.rewards[speaker].value for rollout in group.rollouts] for group in groups]
+    )
+
+
+def is_right_P_G(groups: Sequence[Group], speaker: str) -> np.ndarray:
+    """Where a speaker's answer is right: one row per group, one column per rollout."""
+    return np.array(
+        [[rollout.rewards[speaker].is_right for rollout in group.rollouts] for group in groups]
+    )
+
+
+def has_signal_P(groups: Sequence[Group]) -> np.ndarray:
+    """True for the groups in which the rewards of some speaker differ."""
+    speakers = groups[0].rollouts[0].rewards
+    return np.any([has_variance(rewards_P_G(groups, speaker)) for speaker in speakers], axis=0)
+
+
+def samples_of(groups: Sequence[Group], speaker: str, advantages_P_G: np.ndarray) -> list[Sample]:
+    """The turns of a speaker in order, every token with the advantage of its rollout."""
+    return [
+        Sample(
+            problem=group.problem,
+            group=p,
+            rollout=g,
+            turn=turn,
+            reward=rollout.rewards[speaker],
+            advantages=(float(advantages_P_G[p, g]),) * len(turn.completion.tokens),
+        )
+        for p, group in enumerate(groups)
+        for g, rollout in enumerate(group.rollouts)
+        for turn in rollout.turns
+        if turn.speaker == speaker
+    ]

@@ -1,0 +1,74 @@
+"""What every stage is given, and the few things that all of them do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tinker
+
+from tinsmith import config
+from tinsmith.paradigms import Paradigm
+from tinsmith.problems import draw_problems
+from tinsmith.randomness import derive_seed
+from tinsmith.rollouts import Sampler
+from tinsmith.tasks import Task
+from tinsmith.types import Group, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """A stage's surroundings: whom it trains, on what, and from which seed."""
+
+    name: str
+    seed: int
+    learning_rate: float
+    training_client: tinker.TrainingClient
+    task: Task
+    paradigm: Paradigm
+    problems: Sequence[Problem]
+    heldout: Sequence[Problem]
+
+    def draw(self, size: int, step: int, *path: str | int) -> list[Problem]:
+        """The problems of a step; the same whenever they are asked for."""
+        return draw_problems(self.problems, size, step, self.seed, self.name, *path)
+
+    def play(
+        self, sampler: Sampler, problems: Sequence[Problem], num_rollouts: int, *path: str | int
+    ) -> list[Group]:
+        """A group of rollouts for each problem, seeded by `path`, its place and its id."""
+        seeds = [
+            derive_seed(self.seed, self.name, *path, index, problem.id)
+            for index, problem in enumerate(problems)
+        ]
+        return self.paradigm.play(self.task, problems, num_rollouts, sampler, seeds)
+
+    def adam_params(self) -> tinker.AdamParams:
+        """Adam without weight decay and clipping, every field said."""
+        return tinker.AdamParams(
+            learning_rate=self.learning_rate,
+            beta1=0.9,
+            beta2=0.95,
+            eps=1e-8,
+            weight_decay=0.0,
+            grad_clip_norm=0.0,
+        )
+
+
+def is_evaluation_due(options: config.Stage, step: int) -> bool:
+    """After every `eval_every` steps, and after the last."""
+    return (step + 1) % options.eval_every == 0 or step + 1 == options.steps
+
+
+def heldout_accuracy(
+    context: StageContext, options: config.Stage, client: tinker.SamplingClient
+) -> float:
+    """The share of right answers on the first held-out problems, one sample each at temperature 1.
+
+    The seeds are the same at every step, so that two points of the curve differ by their weights.
+    """
+    sampler = Sampler(client, context.task.chat, options.max_tokens)
+    problems = context.heldout[: options.eval_problems]
+    groups = context.play(sampler, problems, 1, "heldout")
+    return float(
+        np.mean([reward.is_right for g in groups for reward in g.rollouts[0].rewards.values()])
+    )

@@ -1,0 +1,76 @@
+"""Rejection sampling: sample groups, keep what is right or best, raise its likelihood."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+from tinsmith import config
+from tinsmith.datums import DATUMS, with_trainer_logprobs
+from tinsmith.errors import TinsmithError
+from tinsmith.metrics import kl_nats, sampling_metrics, share_zero_variance, training_metrics
+from tinsmith.objectives.selection import SELECTIONS
+from tinsmith.rollouts import Sampler, is_right_P_G, rewards_P_G, samples_of
+from tinsmith.stages.context import StageContext, heldout_accuracy, is_evaluation_due
+from tinsmith.types import Group, Sample, StepRecord
+
+
+def train(
+    options: config.Rejection, context: StageContext, first_step: int
+) -> Iterator[StepRecord]:
+    """One record per optimizer step, from `first_step` on; every step samples its own policy."""
+    client = context.training_client
+    sampling_client = client.save_weights_and_get_sampling_client().result()
+    for step in range(first_step, options.steps):
+        started_s = time.monotonic()
+        sampler = Sampler(
+            sampling_client, context.task.chat, options.max_tokens, options.temperature
+        )
+        problems = context.draw(options.problems_per_step, step)
+        groups = context.play(sampler, problems, options.samples_per_problem, step)
+        samples = _select(options, context.paradigm.speakers, groups)
+        kept = [sample for sample in samples if any(sample.advantages)]
+        left_out = [sample for sample in samples if not any(sample.advantages)]
+        _check_signal(options, step, kept, left_out)
+
+        datums = [DATUMS[options.loss](sample) for sample in kept]
+        forward_backward = client.forward_backward(datums, options.loss)
+        optim_step = client.optim_step(context.adam_params())
+        upcoming_client = client.save_weights_and_get_sampling_client()
+        output, update = forward_backward.result(), optim_step.result()
+        sampling_client = upcoming_client.result()
+
+        kept = with_trainer_logprobs(kept, output)
+        metrics = sampling_metrics(samples)
+        metrics |= training_metrics(kept, output, update, context.learning_rate)
+        metrics["kl_nats"] = kl_nats(kept)
+        metrics["share_zero_variance"] = share_zero_variance(groups)
+        metrics["tokens_per_s"] = metrics["num_sampled_tokens"] / (time.monotonic() - started_s)
+        if is_evaluation_due(options, step):
+            metrics["heldout_accuracy"] = heldout_accuracy(context, options, sampling_client)
+        yield StepRecord(step, metrics, tuple(kept + left_out))
+
+
+def _select(
+    options: config.Rejection, speakers: Sequence[str], groups: Sequence[Group]
+) -> list[Sample]:
+    """Every turn, with the weight 1 on the tokens of what is kept and 0 on the others'."""
+    select = SELECTIONS[options.select]
+    return [
+        sample
+        for speaker in speakers
+        for sample in samples_of(
+            groups, speaker, select(rewards_P_G(groups, speaker), is_right_P_G(groups, speaker))
+        )
+    ]
+
+
+def _check_signal(
+    options: config.Rejection, step: int, kept: Sequence[Sample], left_out: Sequence[Sample]
+) -> None:
+    if not kept:
+        mean = sampling_metrics(left_out)["reward_mean"]
+        raise TinsmithError(
+            f"step {step} of stage {options.name} must keep at least one completion, but none of"
+            f" the {len(left_out)} that were sampled passes select: {options.select} (mean reward"
+            f" {mean:.3g}): warm the model up with a supervised stage, take easier problems, or"
+            " raise samples_per_problem"
+        )

@@ -1,0 +1,61 @@
+"""What a training stage leaves of each step: a JSON file with everything, and a line of metrics."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tinsmith.chat import Chat
+from tinsmith.files import write_json, write_text
+from tinsmith.types import Sample, StepRecord
+
+Step = dict[str, Any]
+
+
+def write_step(folder: Path, record: StepRecord, chat: Chat) -> None:
+    """Write training_step_<k>.json: the metrics of the step and every sample of it."""
+    samples = [_describe(sample, chat) for sample in record.samples]
+    step = {"step": record.step, "metrics": dict(record.metrics), "samples": samples}
+    write_json(_file(folder, record.step), step)
+
+
+def read_steps(folder: Path, num_steps: int) -> Iterator[Step]:
+    """The steps in order, one at a time."""
+    for step in range(num_steps):
+        yield json.loads(_file(folder, step).read_text(encoding="utf-8"))
+
+
+def write_metrics(path: Path, folder: Path, num_steps: int) -> None:
+    """Write metrics.jsonl: a line per step."""
+    rows = ({"step": step["step"], **step["metrics"]} for step in read_steps(folder, num_steps))
+    write_text(path, "".join(f"{json.dumps(row, allow_nan=False)}\n" for row in rows))
+
+
+def _file(folder: Path, step: int) -> Path:
+    return folder / f"training_step_{step}.json"
+
+
+def _describe(sample: Sample, chat: Chat) -> dict[str, Any]:
+    completion = sample.turn.completion
+    reward = sample.reward
+    return {
+        "problem_id": sample.problem.id,
+        "question": sample.problem.question,
+        "answer": sample.problem.answer,
+        "group": sample.group,
+        "rollout": sample.rollout,
+        "speaker": sample.turn.speaker,
+        "prompt_tokens": sample.turn.prompt_tokens,
+        "prompt": "".join(chat.pieces(sample.turn.prompt_tokens)),
+        "completion": completion.text,
+        "tokens": completion.tokens,
+        "pieces": chat.pieces(completion.tokens),
+        "logprobs": completion.logprobs,
+        "trainer_logprobs": sample.trainer_logprobs,
+        "advantages": sample.advantages,
+        "reward": reward.value if reward else None,
+        "reward_terms": dict(reward.terms) if reward else {},
+        "is_right": reward.is_right if reward else None,
+        "is_finished": completion.is_finished,
+        "is_trained": sample.trainer_logprobs is not None,
+    }

@@ -1,0 +1,29 @@
+"""Arithmetic: the completion has to be the number and nothing else."""
+
+from dataclasses import dataclass
+
+from tinsmith import config
+from tinsmith.chat import Chat
+from tinsmith.types import Completion, Problem, Reward
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """Reward 1 for the exact number, ended by the model itself, and 0 for anything else."""
+
+    chat: Chat
+    system_prompt: str | None = None
+
+    @classmethod
+    def from_config(cls, section: config.ArithmeticTask, chat: Chat) -> "Arithmetic":
+        return cls(chat, section.system_prompt)
+
+    def prompt(self, problem: Problem) -> tuple[int, ...]:
+        return self.chat.prompt(problem.question, self.system_prompt)
+
+    def reference(self, problem: Problem) -> tuple[int, ...]:
+        return self.chat.reply(problem.answer)
+
+    def reward(self, problem: Problem, completion: Completion) -> Reward:
+        is_right = completion.is_finished and completion.text.strip() == problem.answer
+        return Reward(float(is_right), {"correct": float(is_right)}, is_right)

@@ -1,0 +1,91 @@
+"""What flows through a training step, from a problem to the record of the step: frozen, no logic.
+
+An episode has speakers; a single-turn episode has one. A rollout is one episode on one problem: its
+turns in order, and a reward for each speaker.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question and the answer that its graders refer to."""
+
+    id: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a policy wrote after a prompt; the stop token that ended it is its last token.
+
+    `text` leaves special tokens out. It is there for graders and people and is never encoded again.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    is_finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One speaker's completion, and the prompt it answers."""
+
+    speaker: str
+    prompt_tokens: tuple[int, ...]
+    completion: Completion
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The reward of a speaker: its terms by name, their sum, and whether the answer is right."""
+
+    value: float
+    terms: Mapping[str, float]
+    is_right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One episode on a problem; `rewards` are keyed by speaker."""
+
+    problem: Problem
+    turns: tuple[Turn, ...]
+    rewards: Mapping[str, Reward]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The rollouts of one problem, which are compared with each other."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A turn as training saw it: what it earned, and the weight that each of its tokens got.
+
+    `advantages` has one number per completion token: the advantage under importance sampling, the
+    weight under cross-entropy; `trainer_logprobs` is None where the turn was left out of the batch.
+    """
+
+    problem: Problem
+    group: int
+    rollout: int
+    turn: Turn
+    reward: Reward | None
+    advantages: tuple[float, ...]
+    trainer_logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One optimizer step, 0-based: its metrics by name, and all that it was computed from."""
+
+    step: int
+    metrics: Mapping[str, float]
+    samples: tuple[Sample, ...]
