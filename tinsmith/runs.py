@@ -10,6 +10,7 @@ from typing import Any
 from tinsmith.config import (
     ArithmeticData,
     Config,
+    DataSettings,
     EvaluateSettings,
     ExportSettings,
     HubModel,
@@ -78,6 +79,9 @@ class RunConfig:
         return ModelSettings(
             model=self.config.model, digits=known.digits, operations=known.operations
         )
+
+    def data_settings(self) -> DataSettings:
+        return DataSettings(data=self.config.data)
 
     def train_settings(self, stage: str) -> TrainSettings:
         config = self.config

@@ -26,6 +26,8 @@ from tinsmith.config.settings import (
     EvaluateSettings,
     ExportSettings,
     ModelSettings,
+    ReportSettings,
+    SetupSettings,
     TrainSettings,
 )
 from tinsmith.config.stages import Grpo, Rejection, SamplingStage, Stage, Supervised
@@ -51,8 +53,10 @@ __all__ = [
     "PathModel",
     "QaTask",
     "Rejection",
+    "ReportSettings",
     "SamplingStage",
     "Section",
+    "SetupSettings",
     "SingleTurn",
     "Stage",
     "Supervised",

@@ -5,6 +5,9 @@ no other. `backend.threads` and `backend.gpus` say how a job runs and not what i
 travel as Snakemake's threads and resources instead.
 """
 
+from typing import Any
+
+from tinsmith.config.root import Config
 from tinsmith.config.sections import (
     Backend,
     Data,
@@ -17,6 +20,13 @@ from tinsmith.config.sections import (
     Task,
 )
 from tinsmith.config.stages import Stage
+
+
+class SetupSettings(Section):
+    """For scripts.check_setup."""
+
+    kinds: tuple[str, ...]
+    devices: tuple[str, ...]
 
 
 class ModelSettings(Section):
@@ -68,3 +78,12 @@ class ExportSettings(Section):
     stage: str
     task: Task
     backend: Backend
+
+
+class ReportSettings(Section):
+    """For scripts.report: all that ran, and the values that tell the runs apart."""
+
+    config: Config
+    runs: dict[str, dict[str, Any]]
+    models: tuple[str, ...]
+    data: tuple[str, ...]

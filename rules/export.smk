@@ -1,0 +1,38 @@
+rule export_run:
+    """Write the last stage's PEFT adapter and merged model, and load both again (tinsmith/export.py)."""
+    input:
+        model=PLAN.model,
+        heldout=PLAN.heldout_file,
+        checkpoint=PLAN.last_checkpoint,
+        weights=PLAN.last_weights,
+    output:
+        adapter=directory("results/{run}/export/adapter"),
+        merged=directory("results/{run}/export/merged"),
+        check="results/{run}/export/check.json",
+        metadata="results/{run}/export/run_metadata.json",
+    log:
+        "logs/{run}/export.log",
+    benchmark:
+        "logs/{run}/export.tsv"
+    wildcard_constraints:
+        run=PLAN.run_pattern(),
+    threads: PLAN.threads
+    resources:
+        mem_mb=4000,
+        runtime=120,
+        gpus=PLAN.gpus,
+    params:
+        settings=PLAN.export_settings,
+    shell:
+        "python -m scripts.export"
+        " --settings {params.settings:q}"
+        " --threads {threads}"
+        " --model {input.model:q}"
+        " --heldout {input.heldout:q}"
+        " --checkpoint {input.checkpoint:q}"
+        " --weights {input.weights:q}"
+        " --adapter {output.adapter:q}"
+        " --merged {output.merged:q}"
+        " --check {output.check:q}"
+        " --log {log:q}"
+        " --metadata {output.metadata:q}"

@@ -1,0 +1,28 @@
+rule prepare_model:
+    """Make the tiny model, or fetch one from the hub at its pinned commit (tinsmith/models.py)."""
+    input:
+        setup=ancient("results/setup/setup.json"),
+    output:
+        model=directory("models/{model}"),
+        metadata="models/{model}.run_metadata.json",
+    log:
+        "logs/models/{model}.log",
+    benchmark:
+        "logs/models/{model}.tsv"
+    wildcard_constraints:
+        model=PLAN.model_pattern(),
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        settings=PLAN.model_settings,
+        download="work/download/{model}",
+    shell:
+        "python -m scripts.prepare_model"
+        " --settings {params.settings:q}"
+        " --threads {threads}"
+        " --model {output.model:q}"
+        " --download {params.download:q}"
+        " --log {log:q}"
+        " --metadata {output.metadata:q}"

@@ -1,0 +1,27 @@
+rule write_report:
+    """Draw what was run and what it reached as one page (tinsmith/report/)."""
+    input:
+        PLAN.reported_files,
+    output:
+        page=report(
+            "results/report.html",
+            caption="captions/report.rst",
+            category="Report",
+        ),
+        metadata="results/report/run_metadata.json",
+    log:
+        "logs/report.log",
+    benchmark:
+        "logs/report.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=15,
+    params:
+        settings=PLAN.report_settings,
+    shell:
+        "python -m scripts.report"
+        " --settings {params.settings:q}"
+        " --page {output.page:q}"
+        " --log {log:q}"
+        " --metadata {output.metadata:q}"

@@ -1,0 +1,55 @@
+rule train_stage:
+    """Train one stage from the checkpoint of the one before (tinsmith/stages/).
+
+    `work` is no output, because Snakemake deletes the outputs of a job that fails: a killed stage
+    finds its last checkpoint there and goes on.
+    """
+    input:
+        model=PLAN.model,
+        train=PLAN.train_file,
+        heldout=PLAN.heldout_file,
+        previous=PLAN.previous_checkpoint,
+        setup=ancient("results/setup/setup.json"),
+    output:
+        checkpoint="results/{run}/{stage}/checkpoint.json",
+        metrics="results/{run}/{stage}/metrics.jsonl",
+        steps=directory("results/{run}/{stage}/steps"),
+        transcript=report(
+            "results/{run}/{stage}/transcript.html",
+            caption="captions/transcript.rst",
+            category="Transcripts",
+            labels={"run": "{run}", "stage": "{stage}"},
+        ),
+        weights=directory("results/{run}/{stage}/weights"),
+        metadata="results/{run}/{stage}/run_metadata.json",
+    log:
+        "logs/{run}/{stage}/train.log",
+    benchmark:
+        "logs/{run}/{stage}/train.tsv"
+    wildcard_constraints:
+        run=PLAN.run_pattern(),
+        stage=PLAN.stage_pattern(),
+    threads: PLAN.threads
+    resources:
+        mem_mb=4000,
+        runtime=720,
+        gpus=PLAN.gpus,
+    params:
+        settings=PLAN.train_settings,
+        work=PLAN.work_dir,
+    shell:
+        "python -m scripts.train"
+        " --settings {params.settings:q}"
+        " --threads {threads}"
+        " --model {input.model:q}"
+        " --train {input.train:q}"
+        " --heldout {input.heldout:q}"
+        " --previous {input.previous:q}"
+        " --work {params.work:q}"
+        " --checkpoint {output.checkpoint:q}"
+        " --metrics {output.metrics:q}"
+        " --steps {output.steps:q}"
+        " --transcript {output.transcript:q}"
+        " --weights {output.weights:q}"
+        " --log {log:q}"
+        " --metadata {output.metadata:q}"

@@ -1,0 +1,42 @@
+"""Rule check_setup: what this machine lacks, said before any work starts (tinsmith/setup.py)."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from tinsmith.config import SetupSettings
+from tinsmith.files import write_json
+from tinsmith.job import job, settings_of
+from tinsmith.setup import check_setup
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Parse the command line, check, and write down what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--settings", type=settings_of(SetupSettings), required=True)
+    parser.add_argument("--pins", type=Path, required=True)
+    parser.add_argument("--setup", type=Path, required=True)
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--metadata", type=Path, required=True)
+    args = parser.parse_args()
+    with job(
+        rule="check_setup",
+        log=args.log,
+        metadata=args.metadata,
+        settings=args.settings,
+        inputs={"pins": args.pins},
+        outputs={"setup": args.setup},
+        seeds={},
+    ):
+        found = check_setup(args.settings.kinds, args.settings.devices, args.pins)
+        for name, versions in found["other_versions"].items():
+            logger.warning(
+                "%s is %s, pinned is %s", name, versions["installed"], versions["pinned"]
+            )
+        write_json(args.setup, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""What the rules ask of the config, answered by wildcards: settings, files, resources."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinsmith.config import FileData, PathModel, ReportSettings, SetupSettings, check
+from tinsmith.errors import TinsmithError
+from tinsmith.models import check_model_directory
+from tinsmith.runs import BASE, RunConfig, expand, settings_json
+
+NOTHING = "(?!)"
+
+
+def make_plan(config: Mapping[str, Any], command_line: Any) -> "Plan":
+    """Check the config and the user's files that it names, before any job is planned.
+
+    A file given by `--configfile` stands alone: merged into config.yaml, the keys of one kind of
+    model or data would meet those of another. `--config` changes keys of either.
+    """
+    given = [Path(path).name for path in command_line.configfiles]
+    values = command_line.overwrite_config if given else config
+    runs = expand(check(values, ", ".join(given) or "config.yaml"))
+    for run in runs.values():
+        model, data = run.config.model, run.config.data
+        if isinstance(model, PathModel):
+            check_model_directory(Path(model.path))
+        if isinstance(data, FileData) and not Path(data.path).is_file():
+            raise TinsmithError(f"config.yaml: data.path must be a file, got {data.path!r}")
+    return Plan(runs)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The runs; every method takes a rule's wildcards."""
+
+    runs: dict[str, RunConfig]
+
+    # The names that the wildcards may take.
+
+    def run_pattern(self) -> str:
+        return _either(self.runs)
+
+    def stage_pattern(self) -> str:
+        return _either(self._any_run().stage_names())
+
+    def evaluated_pattern(self) -> str:
+        return _either([BASE, *self._any_run().stage_names()])
+
+    def model_pattern(self) -> str:
+        """Models that are made; one that the config names by its path is never written to."""
+        made = [r for r in self.runs.values() if not isinstance(r.config.model, PathModel)]
+        return _either({run.model_key for run in made})
+
+    def data_pattern(self) -> str:
+        return _either({run.data_key for run in self.runs.values()})
+
+    # Settings, as the JSON of a command line.
+
+    def setup_settings(self, wildcards: Any) -> str:
+        backends = [run.config.backend for run in self.runs.values()]
+        kinds = sorted({backend.kind for backend in backends})
+        devices = sorted({backend.device for backend in backends})
+        return settings_json(SetupSettings(kinds=tuple(kinds), devices=tuple(devices)))
+
+    def model_settings(self, wildcards: Any) -> str:
+        run = next(r for r in self.runs.values() if r.model_key == wildcards.model)
+        return settings_json(run.model_settings())
+
+    def data_settings(self, wildcards: Any) -> str:
+        return settings_json(self._run_of_data(wildcards).data_settings())
+
+    def train_settings(self, wildcards: Any) -> str:
+        return settings_json(self._run(wildcards).train_settings(wildcards.stage))
+
+    def evaluate_settings(self, wildcards: Any) -> str:
+        return settings_json(self._run(wildcards).evaluate_settings(wildcards.stage))
+
+    def export_settings(self, wildcards: Any) -> str:
+        return settings_json(self._run(wildcards).export_settings())
+
+    def report_settings(self, wildcards: Any) -> str:
+        runs = self.runs.values()
+        return settings_json(
+            ReportSettings(
+                config=self._any_run().config,
+                runs={run.name: run.swept | {"seed": run.seed} for run in runs},
+                models=tuple(sorted({run.model_key for run in runs})),
+                data=tuple(sorted({run.data_key for run in runs})),
+            )
+        )
+
+    # Files.
+
+    def data_source(self, wildcards: Any) -> list[str]:
+        data = self._run_of_data(wildcards).config.data
+        return [data.path] if isinstance(data, FileData) else []
+
+    def model(self, wildcards: Any) -> str:
+        return self._run(wildcards).model_dir
+
+    def train_file(self, wildcards: Any) -> str:
+        return f"data/{self._run(wildcards).data_key}/train.jsonl"
+
+    def heldout_file(self, wildcards: Any) -> str:
+        return f"data/{self._run(wildcards).data_key}/heldout.jsonl"
+
+    def work_dir(self, wildcards: Any) -> str:
+        return self._run(wildcards).work_dir(wildcards.stage)
+
+    def previous_checkpoint(self, wildcards: Any) -> list[str]:
+        """What a stage starts from: nothing but the base model for the first."""
+        before = self._run(wildcards).before(wildcards.stage)
+        return [] if before == BASE else [f"results/{wildcards.run}/{before}/checkpoint.json"]
+
+    def evaluated_checkpoint(self, wildcards: Any) -> list[str]:
+        if wildcards.stage == BASE:
+            return []
+        return [f"results/{wildcards.run}/{wildcards.stage}/checkpoint.json"]
+
+    def previous_samples(self, wildcards: Any) -> list[str]:
+        """The samples that a stage's are paired with: those of the stage before."""
+        if wildcards.stage == BASE:
+            return []
+        before = self._run(wildcards).before(wildcards.stage)
+        return [f"results/{wildcards.run}/{before}/evaluation/samples.jsonl"]
+
+    def base_samples(self, wildcards: Any) -> list[str]:
+        if wildcards.stage == BASE:
+            return []
+        return [f"results/{wildcards.run}/{BASE}/evaluation/samples.jsonl"]
+
+    def last_stage(self, wildcards: Any) -> str:
+        return f"results/{wildcards.run}/{self._run(wildcards).stage_names()[-1]}"
+
+    def last_checkpoint(self, wildcards: Any) -> str:
+        return f"{self.last_stage(wildcards)}/checkpoint.json"
+
+    def last_weights(self, wildcards: Any) -> str:
+        return f"{self.last_stage(wildcards)}/weights"
+
+    def reported_files(self, wildcards: Any) -> list[str]:
+        """All that the report shows; every one is a file that some rule declares."""
+        files = ["results/setup/run_metadata.json"]
+        for run in self.runs.values():
+            files += [
+                f"data/{run.data_key}/stats.json",
+                f"data/{run.data_key}/run_metadata.json",
+                f"results/{run.name}/export/run_metadata.json",
+                f"results/{run.name}/{BASE}/evaluation/evaluation.json",
+                f"results/{run.name}/{BASE}/evaluation/samples.jsonl",
+            ]
+            if not isinstance(run.config.model, PathModel):
+                files.append(f"models/{run.model_key}.run_metadata.json")
+            for stage in run.stage_names():
+                files += [
+                    f"results/{run.name}/{stage}/metrics.jsonl",
+                    f"results/{run.name}/{stage}/run_metadata.json",
+                    f"results/{run.name}/{stage}/evaluation/evaluation.json",
+                    f"results/{run.name}/{stage}/evaluation/samples.jsonl",
+                ]
+        return sorted(set(files))
+
+    def exports(self) -> list[str]:
+        return [f"results/{name}/export/check.json" for name in self.runs]
+
+    # Resources.
+
+    def threads(self, wildcards: Any) -> int:
+        return self._run(wildcards).config.backend.threads
+
+    def gpus(self, wildcards: Any) -> int:
+        return self._run(wildcards).config.backend.gpus
+
+    def _run(self, wildcards: Any) -> RunConfig:
+        return self.runs[wildcards.run]
+
+    def _run_of_data(self, wildcards: Any) -> RunConfig:
+        return next(r for r in self.runs.values() if r.data_key == wildcards.data)
+
+    def _any_run(self) -> RunConfig:
+        return next(iter(self.runs.values()))
+
+
+def _either(names: Iterable[str]) -> str:
+    return "|".join(re.escape(name) for name in sorted(names)) or NOTHING
