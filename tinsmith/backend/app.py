@@ -1,0 +1,70 @@
+"""The HTTP face of the server: routes of the Tinker API, and nothing that computes."""
+
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from tinsmith.backend import routes
+from tinsmith.backend.core import Core, NotFound
+from tinsmith.errors import TinsmithError
+
+PUBLIC_PATHS = ("/api/v1/healthz", "/files/")
+
+
+def make_app(core: Core, api_key: str) -> FastAPI:
+    """The application; every path but health and signed downloads demands the API key."""
+    app = FastAPI(title="Tinsmith", docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(routes.make_router(core))
+    app.add_exception_handler(TinsmithError, _refuse)
+    app.add_exception_handler(RequestValidationError, _refuse_invalid)
+    app.add_exception_handler(HTTPException, _refuse_unknown)
+
+    @app.middleware("http")
+    async def demand_api_key(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        given = request.headers.get("x-api-key", "")
+        is_public = request.url.path.startswith(PUBLIC_PATHS)
+        if is_public or secrets.compare_digest(given.encode(), api_key.encode()):
+            return await call_next(request)
+        return _error(
+            401, "the API key is missing or wrong; set TINKER_API_KEY to the key of this server"
+        )
+
+    return app
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    # Always with a body: the SDK retries an empty 400 as a proxy's hiccup.
+    return JSONResponse({"error": message, "detail": message}, status_code=status)
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    return _error(404 if isinstance(error, NotFound) else 400, str(error))
+
+
+async def _refuse_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return _error(422, f"{request.url.path}: " + "; ".join(map(_describe, error.errors())))
+
+
+def _describe(fault: dict[str, Any]) -> str:
+    field = ".".join(str(part) for part in fault["loc"] if part != "body") or "body"
+    if fault["type"] == "extra_forbidden":
+        return f"{field} is not a field of this request that the server honours"
+    return f"{field}: {fault['msg']}, got {str(fault.get('input'))[:80]}"
+
+
+async def _refuse_unknown(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code in (404, 405):
+        return _error(
+            error.status_code,
+            f"{request.method} {request.url.path} is not offered by this Tinsmith server",
+        )
+    return _error(error.status_code, str(error.detail))

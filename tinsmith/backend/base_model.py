@@ -1,0 +1,154 @@
+"""Base models: loaded once, shared by every adapter trained or sampled on them."""
+
+import copy
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from tinsmith.errors import TinsmithError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A loaded causal language model; its parameters are frozen and never change."""
+
+    name: str
+    source: str
+    module: PreTrainedModel
+    tokenizer: Any
+    context_length: int
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.module.dtype
+
+    @property
+    def vocabulary_size(self) -> int:
+        return unembedding(self.module).weight.shape[0]
+
+    def module_tree(self) -> PreTrainedModel:
+        """A copy of the modules whose parameters are the very tensors of this model."""
+        shared = {id(tensor): tensor for tensor in self.module.parameters()}
+        return copy.deepcopy(self.module, memo=dict(shared))
+
+
+def load_base_models(models: Mapping[str, str], device: str, dtype: str) -> dict[str, BaseModel]:
+    """Load each named directory or hub id; `auto` means CUDA and bf16 where there is a GPU."""
+    torch_device = choose_device(device)
+    torch_dtype = choose_dtype(dtype, torch_device)
+    return {name: _load(name, source, torch_device, torch_dtype) for name, source in models.items()}
+
+
+def choose_device(device: str) -> torch.device:
+    """The device asked for; `auto` is the first GPU, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise TinsmithError(
+            f"--device {device}: PyTorch {torch.__version__} sees no CUDA device on this machine; "
+            "use --device cpu or --device auto, or install a CUDA build of PyTorch"
+        )
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype asked for; `auto` is bfloat16 on a GPU and float32 on the CPU."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[dtype]
+
+
+def _load(name: str, source: str, device: torch.device, dtype: torch.dtype) -> BaseModel:
+    _check_directory(name, source)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        _check_layers(name, config)
+        module = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise TinsmithError(f"--model {name}={source} cannot be loaded: {error}") from error
+    module.requires_grad_(False).eval()
+    nn.Module.to(module, device)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    log.info("loaded %s: %.1fM parameters, %s, %s", name, parameters / 1e6, dtype, device)
+    return BaseModel(
+        name=name,
+        source=source,
+        module=module,
+        tokenizer=tokenizer,
+        context_length=config.get_text_config().max_position_embeddings,
+        eos_token_ids=_eos_token_ids(name, tokenizer),
+    )
+
+
+def _check_directory(name: str, source: str) -> None:
+    directory = Path(source)
+    if not directory.is_dir():
+        if directory.is_absolute() or source.startswith("."):
+            raise TinsmithError(f"--model {name}={source}: there is no such directory")
+        return
+    if not (directory / "config.json").is_file():
+        raise TinsmithError(f"--model {name}={source}: the directory has no config.json")
+    if not any(directory.glob("*.safetensors")):
+        raise TinsmithError(
+            f"--model {name}={source}: the directory has no weights (*.safetensors); "
+            "other formats are not read, since unpickling runs code"
+        )
+
+
+def _check_layers(name: str, config: Any) -> None:
+    unknown = set(getattr(config.get_text_config(), "layer_types", None) or ()) - LAYER_TYPES
+    if unknown:
+        raise TinsmithError(
+            f"--model {name}: layers of type {', '.join(sorted(unknown))} are not supported; "
+            "the sampler keeps keys and values of attention layers only"
+        )
+
+
+def _eos_token_ids(name: str, tokenizer: Any) -> tuple[int, ...]:
+    if tokenizer.eos_token_id is None:
+        raise TinsmithError(f"--model {name}: the tokenizer names no eos_token, so nothing ends")
+    return (tokenizer.eos_token_id,)
+
+
+def backbone(module: PreTrainedModel) -> nn.Module:
+    """The model without its unembedding: token ids to last hidden states."""
+    return getattr(module, module.base_model_prefix)
+
+
+def unembedding(module: PreTrainedModel) -> nn.Linear:
+    """The layer from hidden states to logits, adapted or not."""
+    layer = module.get_output_embeddings()
+    assert layer is not None, "a causal language model has an unembedding"
+    return layer  # pyright: ignore[reportReturnType] an adapted layer stands in for the linear one
+
+
+def unembed(module: PreTrainedModel, hidden_ND: torch.Tensor) -> torch.Tensor:
+    """Logits in float32 of hidden states, with the scalings that some model families apply."""
+    logits_NV = unembedding(module)(hidden_ND).float()
+    config = module.config.get_text_config()
+    if scale := getattr(config, "logits_scaling", None):  # Granite
+        logits_NV = logits_NV / scale
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        logits_NV = logits_NV * scale
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+        logits_NV = torch.tanh(logits_NV / cap) * cap
+    return logits_NV

@@ -1,0 +1,56 @@
+"""A look at each model before it is served: do our two ways of running it agree with its own?"""
+
+import torch
+
+from tinsmith.backend.base_model import BaseModel, backbone, unembed
+from tinsmith.backend.sampling.keys_values import PromptKeysValues, RunningKeysValues
+from tinsmith.backend.sampling.replica import make_replica
+from tinsmith.errors import TinsmithError
+
+# Largest difference of a log-probability on three tokens.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
+
+
+@torch.inference_mode()
+def check_model(base: BaseModel) -> None:
+    """Compare prefill and decode of the sampler, and the trainer's unembedding, with the model's
+    own forward; an architecture that computes something else is refused, not served wrongly."""
+    ids_1T = torch.arange(3, device=base.device)[None] % base.vocabulary_size
+    truth_TV = torch.log_softmax(base.module(input_ids=ids_1T).logits[0].float(), dim=-1)
+    hidden_TD = backbone(base.module)(input_ids=ids_1T, use_cache=False).last_hidden_state[0]
+    trained_TV = torch.log_softmax(unembed(base.module, hidden_TD), dim=-1)
+    sampled_V = torch.log_softmax(_last_logits(base, ids_1T), dim=-1)
+    difference = max(
+        float((trained_TV - truth_TV).abs().max()), float((sampled_V - truth_TV[-1]).abs().max())
+    )
+    if not difference <= TOLERANCE[base.dtype]:
+        raise TinsmithError(
+            f"--model {base.name}: this server's computation of a {type(base.module).__name__} "
+            f"differs from transformers' own by {difference:.3g} in a log-probability (allowed: "
+            f"{TOLERANCE[base.dtype]}); the architecture is not supported"
+        )
+
+
+def _last_logits(base: BaseModel, ids_1T: torch.Tensor) -> torch.Tensor:
+    """Logits after a prefill of all tokens but the last, and one decode step."""
+    replica = make_replica(base, None)
+    size = ids_1T.shape[1]
+    prompt = PromptKeysValues()
+    positions = torch.arange(size, device=base.device)[None]
+    backbone(replica)(
+        input_ids=ids_1T[:, :-1],
+        position_ids=positions[:, :-1],
+        past_key_values=prompt,
+        keys_values=prompt,
+        use_cache=True,
+    )
+    running = RunningKeysValues(base.device)
+    running.admit([0], prompt, 0, size - 1)
+    output = backbone(replica)(
+        input_ids=ids_1T[:, -1:],
+        position_ids=running.begin_step([size - 1]),
+        past_key_values=running,
+        keys_values=running,
+        use_cache=True,
+    )
+    return unembed(replica, output.last_hidden_state[0, 0])

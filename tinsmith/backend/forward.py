@@ -1,0 +1,122 @@
+"""From datums to per-token log-probabilities and gradients, in bounded memory."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from tinsmith.backend.base_model import backbone, unembed, unembedding
+from tinsmith.backend.datums import Datum
+from tinsmith.objectives.losses import Loss
+
+# Elements of one block of logits in float32: 32M elements are 128 MiB.
+MAX_LOGITS = 1 << 25
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Sum of the loss, and log-probabilities [T] of each datum's target tokens, in given order."""
+
+    loss: float
+    logprobs: list[np.ndarray]
+
+
+def score(
+    module: PreTrainedModel,
+    data: Sequence[Datum],
+    loss: Loss,
+    token_budget: int,
+    forward_only: bool,
+) -> Scored:
+    """Run the loss over `data`; unless `forward_only`, add its gradient to the adapter's."""
+    logprobs: list[np.ndarray] = [np.empty(0)] * len(data)
+    total = 0.0
+    for rows in micro_batches([len(datum.tokens) for datum in data], token_budget):
+        batch = [data[row] for row in rows]
+        with torch.set_grad_enabled(not forward_only):
+            batch_loss, logprobs_N = _score_batch(module, batch, loss)
+        total += float(batch_loss.detach())
+        if batch_loss.requires_grad:  # else no token of the batch has a gradient
+            batch_loss.backward()
+        ends = np.cumsum([len(datum.tokens) for datum in batch])[:-1]
+        for row, part in zip(rows, np.split(logprobs_N.cpu().numpy(), ends), strict=True):
+            logprobs[row] = part
+    return Scored(total, logprobs)
+
+
+def micro_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Group rows of similar length so that rows x longest row stays within the budget.
+
+    A row longer than the budget goes alone. Longest first: what does not fit into memory
+    fails at once, not at the end.
+    """
+    rows = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    start = 0
+    while start < len(rows):
+        count = max(1, token_budget // lengths[rows[start]])
+        yield rows[start : start + count]
+        start += count
+
+
+def _score_batch(
+    module: PreTrainedModel, batch: Sequence[Datum], loss: Loss
+) -> tuple[Tensor, Tensor]:
+    device = module.device
+    hidden_ND = _hidden_states(module, [datum.tokens for datum in batch])
+    targets_N = torch.from_numpy(np.concatenate([d.target_tokens for d in batch])).to(device)
+    inputs = {
+        name: torch.from_numpy(np.concatenate([d.loss_inputs[name] for d in batch])).to(device)
+        for name in loss.inputs
+    }
+    # Tokens with coefficient zero have no gradient: their logits need no graph.
+    active_N = inputs[loss.coefficient] != 0
+    logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=device)
+    with torch.no_grad():
+        logprobs_N[~active_N] = token_logprobs(module, hidden_ND[~active_N], targets_N[~active_N])
+    active_logprobs = token_logprobs(module, hidden_ND[active_N], targets_N[active_N])
+    logprobs_N[active_N] = active_logprobs.detach()
+    active_inputs = {name: tensor[active_N] for name, tensor in inputs.items()}
+    return loss.compute(active_logprobs, active_inputs), logprobs_N
+
+
+def _hidden_states(module: PreTrainedModel, rows: Sequence[np.ndarray]) -> Tensor:
+    """Last hidden states of all tokens of all rows, [sum of lengths, hidden].
+
+    Rows are padded on the right: under causal attention no token sees the padding behind it.
+    """
+    longest = max(len(row) for row in rows)
+    tokens_BT = np.zeros((len(rows), longest), dtype=np.int64)
+    is_token_BT = np.zeros((len(rows), longest), dtype=bool)
+    for i, row in enumerate(rows):
+        tokens_BT[i, : len(row)] = row
+        is_token_BT[i, : len(row)] = True
+    ids = torch.from_numpy(tokens_BT).to(module.device)
+    output = backbone(module)(input_ids=ids, use_cache=False)
+    return output.last_hidden_state[torch.from_numpy(is_token_BT).to(module.device)]
+
+
+def token_logprobs(module: PreTrainedModel, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+    """log softmax(unembed(h))[target] in float32, [N], a block of logits at a time.
+
+    Under autograd a block's logits are computed again in the backward pass, so that no more
+    than one block ever exists.
+    """
+    vocabulary_size = unembedding(module).weight.shape[0]
+    step = max(1, MAX_LOGITS // vocabulary_size)
+    blocks = [
+        checkpoint(_block_logprobs, module, hidden, targets, use_reentrant=False)
+        if torch.is_grad_enabled() and len(targets_N) > step
+        else _block_logprobs(module, hidden, targets)
+        for hidden, targets in zip(hidden_ND.split(step), targets_N.split(step), strict=True)
+    ]
+    return torch.cat(blocks)  # pyright: ignore[reportArgumentType] checkpoint is untyped
+
+
+def _block_logprobs(module: PreTrainedModel, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+    logits_NV = unembed(module, hidden_ND)
+    chosen_N = logits_NV.gather(1, targets_N[:, None])[:, 0]
+    return chosen_N - torch.logsumexp(logits_NV, dim=1)

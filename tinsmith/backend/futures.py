@@ -1,0 +1,78 @@
+"""Results that clients fetch later, by request id."""
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Literal
+
+MAX_KEPT = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class JsonResult:
+    value: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ProtoResult:
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that cannot be answered: `user` if the request is at fault, else `server`."""
+
+    message: str
+    category: Literal["user", "server"]
+
+
+Result = JsonResult | ProtoResult | Failure
+
+
+class Promise:
+    """One result to come; resolved from any thread, awaited on the event loop."""
+
+    def __init__(self, request_id: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.request_id = request_id
+        self._loop = loop
+        self._future: asyncio.Future[Result] = loop.create_future()
+
+    def resolve(self, result: Result) -> None:
+        self._loop.call_soon_threadsafe(self._set, result)
+
+    @property
+    def is_done(self) -> bool:
+        return self._future.done()
+
+    async def wait(self, timeout_s: float) -> Result | None:
+        """The result, or None if it takes longer than `timeout_s`."""
+        done, _ = await asyncio.wait([self._future], timeout=timeout_s)
+        return self._future.result() if done else None
+
+    def _set(self, result: Result) -> None:
+        if not self._future.done():
+            self._future.set_result(result)
+
+
+class Promises:
+    """The promises of a server. Answered ones stay fetchable until many newer ones came."""
+
+    def __init__(self) -> None:
+        self._promises: OrderedDict[str, Promise] = OrderedDict()
+
+    def get(self, request_id: str) -> Promise | None:
+        return self._promises.get(request_id)
+
+    def create(self, request_id: str) -> Promise:
+        """A new promise; to be called on the event loop."""
+        promise = Promise(request_id, asyncio.get_running_loop())
+        self._promises[request_id] = promise
+        self._drop_oldest_answered()
+        return promise
+
+    def _drop_oldest_answered(self) -> None:
+        while len(self._promises) > MAX_KEPT:
+            oldest = next(iter(self._promises.values()))
+            if not oldest.is_done:
+                return
+            del self._promises[oldest.request_id]

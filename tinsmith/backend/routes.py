@@ -1,0 +1,207 @@
+"""The routes of the Tinker API under /api/v1."""
+
+import uuid
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from google.protobuf.message import DecodeError
+from tinker.proto import tinker_public_pb2 as pb
+
+from tinsmith.backend import requests as wire
+from tinsmith.backend.core import Core, NotFound
+from tinsmith.backend.futures import Failure, JsonResult, Promise
+from tinsmith.backend.listing import add_listing_routes
+from tinsmith.backend.samplers import Samplers
+from tinsmith.backend.saving import Saving
+from tinsmith.backend.training import Training
+from tinsmith.errors import TinsmithError
+
+# The client gives up a poll after 45 s.
+LONG_POLL_S = 30.0
+PROTOBUF = "application/x-protobuf"
+# One request carries a whole batch, so that the metrics are exact over it.
+CLIENT_CONFIG = {
+    "parallel_fwdbwd_chunks": False,
+    "proto_compress_fwdbwd": False,
+    "fwdbwd_max_chunk_len": 65_536,
+    "fwdbwd_max_chunk_bytes_count": 200_000_000,
+    "sample_max_concurrent_requests": 2000,
+}
+
+
+def make_router(core: Core) -> APIRouter:
+    """All routes over the parts that answer them."""
+    router = APIRouter()
+    api = APIRouter(prefix="/api/v1")
+    training, samplers = Training(core), Samplers(core)
+    _add_session_routes(api, core, training, samplers)
+    _add_training_routes(api, core, training, Saving(core, training, samplers))
+    _add_sampling_routes(api, samplers)
+    _add_future_route(api, core)
+    add_listing_routes(api, router, core)
+    router.include_router(api)
+    return router
+
+
+def _add_session_routes(api: APIRouter, core: Core, training: Training, samplers: Samplers) -> None:
+    @api.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @api.post("/client/config")
+    async def client_config(_: wire.ClientConfigRequest) -> dict[str, Any]:
+        return CLIENT_CONFIG
+
+    @api.post("/client/dynamic_config")
+    async def dynamic_config(_: wire.ClientConfigRequest) -> dict[str, Any]:
+        return {"refresh_interval_sec": 300, "sample_cancel_enabled": False}
+
+    @api.post("/telemetry")
+    async def telemetry(_: Request) -> dict[str, str]:
+        return {"status": "accepted"}  # and dropped: it stays on this machine
+
+    @api.post("/create_session")
+    async def create_session(request: wire.CreateSessionRequest) -> dict[str, str]:
+        session_id = uuid.uuid4().hex
+        core.store.add_session(session_id, request.model_dump(exclude={"type"}))
+        return {"type": "create_session", "session_id": session_id}
+
+    @api.post("/session_heartbeat")
+    async def session_heartbeat(request: wire.SessionRequest) -> Response:
+        if not core.store.has_session(request.session_id):
+            return JSONResponse({"error": "the session does not exist"}, status_code=410)
+        return JSONResponse({"type": "session_heartbeat"})
+
+    @api.post("/sessions/{session_id}/finish")
+    async def finish_session(session_id: str, request: wire.FinishSessionRequest) -> dict[str, Any]:
+        core.require_session(session_id)
+        core.store.end_session(session_id, request.model_dump(exclude={"type"}))
+
+        def free() -> JsonResult:
+            training.free(session_id)
+            samplers.free(session_id)
+            return JsonResult({})
+
+        core.engine.submit(free, core.promises.create(f"{session_id}:finish"))
+        return {}
+
+
+def _add_training_routes(api: APIRouter, core: Core, training: Training, saving: Saving) -> None:
+    @api.post("/create_model")
+    async def create_model(request: wire.CreateModelRequest) -> dict[str, Any]:
+        return _pending(training.create(request))
+
+    @api.post("/load_weights")
+    async def load_weights(request: wire.LoadWeightsRequest) -> dict[str, Any]:
+        return _pending(training.create_from_state(request))
+
+    @api.post("/get_info")
+    async def get_info(request: wire.ModelRequest) -> dict[str, Any]:
+        run = core.store.run(request.model_id)
+        if run is None:
+            raise NotFound(f"model {request.model_id!r} does not exist")
+        base = core.base(run.base_model)
+        return {
+            "type": "get_info",
+            "model_id": run.model_id,
+            "model_data": {
+                "arch": type(base.module).__name__,
+                "model_name": run.base_model,
+                "tokenizer_id": base.source,
+            },
+            "is_lora": True,
+            "lora_rank": run.lora.rank,
+            "model_name": run.base_model,
+        }
+
+    @api.post("/forward_backward")
+    async def forward_backward(request: Request) -> dict[str, Any]:
+        message = await _protobuf(request)
+        return _pending(training.forward_backward(message), message.model_id)
+
+    @api.post("/optim_step")
+    async def optim_step(request: wire.OptimStepRequest) -> dict[str, Any]:
+        return _pending(training.optim_step(request), request.model_id)
+
+    @api.post("/save_weights")
+    async def save_weights(request: wire.SaveWeightsRequest) -> dict[str, Any]:
+        return _pending(saving.state(request), request.model_id)
+
+    @api.post("/save_weights_for_sampler")
+    async def save_weights_for_sampler(
+        request: wire.SaveWeightsForSamplerRequest,
+    ) -> dict[str, Any]:
+        return _pending(saving.for_sampler(request), request.model_id)
+
+    @api.post("/save_weights_external")
+    async def save_weights_external(request: wire.SaveWeightsExternalRequest) -> dict[str, Any]:
+        return _pending(saving.external(request), request.model_id)
+
+
+def _add_sampling_routes(api: APIRouter, samplers: Samplers) -> None:
+    @api.post("/create_sampling_session")
+    async def create_sampling_session(
+        request: wire.CreateSamplingSessionRequest,
+    ) -> dict[str, str]:
+        sampler_id = samplers.create(request)
+        return {"type": "create_sampling_session", "sampling_session_id": sampler_id}
+
+    @api.get("/samplers/{sampler_id}")
+    async def get_sampler(sampler_id: str) -> dict[str, Any]:
+        base_model, model_path = samplers.find(sampler_id)
+        return {"sampler_id": sampler_id, "base_model": base_model, "model_path": model_path}
+
+    @api.post("/asample")
+    async def asample(request: wire.SampleRequest) -> dict[str, Any]:
+        promise = samplers.sample(request)
+        sequence_ids = [f"{promise.request_id}:{i}" for i in range(request.num_samples)]
+        return _pending(promise) | {"sample_sequence_ids": sequence_ids}
+
+
+def _add_future_route(api: APIRouter, core: Core) -> None:
+    @api.post("/retrieve_future")
+    async def retrieve_future(body: wire.RetrieveFutureRequest, request: Request) -> Response:
+        promise = core.promises.get(body.request_id)
+        if promise is None:
+            return _forgotten(body.request_id, request.headers.get("x-tinker-request-type"))
+        result = await promise.wait(LONG_POLL_S)
+        if result is None:
+            waiting = {"type": "try_again", "request_id": body.request_id, "queue_state": "active"}
+            return JSONResponse(waiting, status_code=408)
+        if isinstance(result, Failure):
+            return JSONResponse({"error": result.message, "category": result.category})
+        if isinstance(result, JsonResult):
+            return JSONResponse(result.value)
+        return Response(result.data, media_type=PROTOBUF)
+
+
+def _pending(promise: Promise, model_id: str | None = None) -> dict[str, Any]:
+    answer: dict[str, Any] = {"request_id": promise.request_id}
+    return answer if model_id is None else answer | {"model_id": model_id}
+
+
+def _forgotten(request_id: str, request_type: str | None) -> Response:
+    # 410 makes the client sample again, which is harmless; a training request must not be
+    # repeated by itself, and 404 ends it.
+    message = (
+        f"request {request_id!r} is unknown to this server; if the server was restarted, go on "
+        "from a checkpoint with create_training_client_from_state_with_optimizer"
+    )
+    return JSONResponse({"error": message}, status_code=410 if request_type == "Sample" else 404)
+
+
+async def _protobuf(request: Request) -> pb.ForwardBackwardRequest:
+    content_type = request.headers.get("content-type", "")
+    encoding = request.headers.get("content-encoding", "identity")
+    if not content_type.startswith(PROTOBUF) or encoding != "identity":
+        raise TinsmithError(
+            f"forward_backward must be sent as uncompressed {PROTOBUF}, got content-type "
+            f"{content_type!r} and content-encoding {encoding!r}; use a tinker SDK from 0.25 on"
+        )
+    try:
+        return pb.ForwardBackwardRequest.FromString(await request.body())
+    except DecodeError as error:
+        raise TinsmithError(
+            f"forward_backward: the body is not a valid message: {error}"
+        ) from error

@@ -1,0 +1,168 @@
+"""Keys and values of running sequences, and the attention over them.
+
+The model's own attention modules call `update` and then the attention function registered here,
+so that any transformers model with plain attention layers samples through it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+ATTENTION = "tinsmith_keys_values"
+BLOCK = 64  # capacities grow in blocks, so that few sizes ever exist
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    keys_values: "PromptKeysValues | RunningKeysValues | None" = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers' interface wants it: [B, H, T, D] in, [B, T, H, D] out."""
+    assert keys_values is not None
+    assert attention_mask is None
+    output = keys_values.attend(query, key, value, scaling, sliding_window)
+    return output.transpose(1, 2), None
+
+
+def use_keys_values(module: PreTrainedModel) -> None:
+    """Make a module tree attend through `keys_values`, passed as a keyword to its forward."""
+    AttentionInterface.register(ATTENTION, attend)
+    module.set_attn_implementation(ATTENTION)
+
+
+class PromptKeysValues:
+    """Of one prefill: every layer's keys and values, rows padded on the right."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def get_seq_length(self, *_: Any) -> int:
+        return 0
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        self.layers[layer] = (key, value)
+        return key, value
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
+    ) -> Tensor:
+        """Causal attention; padding stands behind the tokens, where none of them looks."""
+        length = query.shape[2]
+        mask = None
+        if window is not None and window < length:
+            mask = torch.ones(length, length, dtype=torch.bool, device=query.device)
+            mask = mask.tril().triu(1 - window)
+        groups = query.shape[1] // key.shape[1]
+        return F.scaled_dot_product_attention(
+            query,
+            key.repeat_interleave(groups, dim=1),
+            value.repeat_interleave(groups, dim=1),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scaling,
+        )
+
+
+class RunningKeysValues:
+    """Of the running rows: preallocated, row i of the batch in slot i, each at its own length."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._num_slots = 0
+        self._capacity = 0
+        self._lengths = torch.zeros(0, dtype=torch.long, device=device)
+        self._view_length = 0
+        self._bias: Tensor | None = None
+
+    def get_seq_length(self, *_: Any) -> int:
+        return self._view_length
+
+    def admit(self, slots: Sequence[int], prompt: PromptKeysValues, row: int, length: int) -> None:
+        """Copy one prefilled row into each of `slots`."""
+        self._grow(prompt, max(slots) + 1, length + 1)
+        where = torch.tensor(slots, device=self._device)
+        for layer, (keys, values) in prompt.layers.items():
+            mine_k, mine_v = self._layers[layer]
+            mine_k[where, :, :length] = keys[row, :, :length]
+            mine_v[where, :, :length] = values[row, :, :length]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy a slot, so that the running rows stay the first ones."""
+        for keys, values in self._layers.values():
+            keys[target, :, :length] = keys[source, :, :length]
+            values[target, :, :length] = values[source, :, :length]
+
+    def begin_step(self, lengths: Sequence[int]) -> Tensor:
+        """Prepare one decode step of rows with `lengths` tokens; returns positions [n, 1]."""
+        longest = max(lengths) + 1
+        self._reserve(len(lengths), longest)
+        self._view_length = longest
+        self._lengths = torch.tensor(lengths, device=self._device)
+        position = torch.arange(longest, device=self._device)
+        self._distance = self._lengths[:, None] - position
+        self._bias = torch.zeros(self._distance.shape, device=self._device)
+        self._bias.masked_fill_(self._distance < 0, float("-inf"))
+        self._slots = torch.arange(len(lengths), device=self._device)
+        return self._lengths[:, None]
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        keys, values = self._layers[layer]
+        keys[self._slots, :, self._lengths] = key[:, :, 0]
+        values[self._slots, :, self._lengths] = value[:, :, 0]
+        n, longest = len(self._slots), self._view_length
+        return keys[:n, :, :longest], values[:n, :, :longest]
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
+    ) -> Tensor:
+        """One query token a row; the heads that share a key are attended as query positions."""
+        n, heads, _, dim = query.shape
+        assert self._bias is not None
+        bias = self._bias
+        if window is not None and window < self._view_length:
+            bias = bias.masked_fill(self._distance >= window, float("-inf"))
+        grouped = query.view(n, key.shape[1], heads // key.shape[1], dim)
+        output = F.scaled_dot_product_attention(
+            grouped, key, value, attn_mask=bias[:, None, None].to(query.dtype), scale=scaling
+        )
+        return output.view(n, heads, 1, dim)
+
+    def _grow(self, prompt: PromptKeysValues, num_slots: int, capacity: int) -> None:
+        if not self._layers:
+            for layer, (keys, values) in prompt.layers.items():
+                shapes = [(0, t.shape[1], 0, t.shape[3]) for t in (keys, values)]
+                empty = [t.new_empty(s) for t, s in zip((keys, values), shapes, strict=True)]
+                self._layers[layer] = (empty[0], empty[1])
+        self._reserve(num_slots, capacity)
+
+    def _reserve(self, num_slots: int, capacity: int) -> None:
+        if num_slots <= self._num_slots and capacity <= self._capacity:
+            return
+        if num_slots > self._num_slots:
+            num_slots = max(num_slots, 2 * self._num_slots)
+        num_slots = max(num_slots, self._num_slots)
+        capacity = max(-(-capacity // BLOCK) * BLOCK, self._capacity)
+        for layer, (keys, values) in self._layers.items():
+            self._layers[layer] = (
+                _enlarged(keys, num_slots, capacity),
+                _enlarged(values, num_slots, capacity),
+            )
+        self._num_slots, self._capacity = num_slots, capacity
+
+
+def _enlarged(tensor: Tensor, num_slots: int, capacity: int) -> Tensor:
+    # Zeros, not garbage: a masked position times a NaN would still be a NaN.
+    larger = tensor.new_zeros(num_slots, tensor.shape[1], capacity, tensor.shape[3])
+    larger[: tensor.shape[0], :, : tensor.shape[2]] = tensor
+    return larger

@@ -1,0 +1,88 @@
+"""A module tree that computes with one snapshot's weights."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tinsmith.backend.adapter import AdapterWeights
+from tinsmith.backend.base_model import BaseModel
+from tinsmith.backend.sampling.keys_values import use_keys_values
+
+
+def make_replica(base: BaseModel, adapter: AdapterWeights | None) -> PreTrainedModel:
+    """The base model with `adapter` applied (None: the base itself), for sampling.
+
+    In float32 on the CPU the adapter is merged into weights of the replica's own, packed for
+    oneDNN: W' = W + (alpha / r) B A differs from the trainer's arithmetic by rounding alone. In
+    16 bits a small update would be rounded away, so there it is computed beside the shared W.
+    """
+    module = base.module_tree()
+    use_keys_values(module)
+    pairs = {} if adapter is None else adapter.pairs
+    scaling = 0.0 if adapter is None else adapter.settings.scaling
+    merges = base.device.type == "cpu" and base.dtype == torch.float32
+    for name, layer in _linear_layers(module):
+        pair = pairs.get(name)
+        if merges:
+            _replace(module, name, MergedLinear(layer, pair, scaling))
+        elif pair is not None:
+            _replace(module, name, AdaptedLinear(layer, pair, scaling))
+    _assert_all_applied(module, pairs)
+    return module
+
+
+class MergedLinear(nn.Module):
+    """x W'^T + b with W' = W + scaling B A, packed where oneDNN can."""
+
+    def __init__(
+        self, linear: nn.Linear, pair: tuple[Tensor, Tensor] | None, scaling: float
+    ) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        if pair is not None:
+            a, b = pair
+            weight = torch.addmm(weight, b, a, alpha=scaling)
+        self.out_features = weight.shape[0]
+        self.is_packed = torch.backends.mkldnn.is_available()
+        self.weight = (
+            torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.is_packed else weight
+        )
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_packed:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return F.linear(x, self.weight, self.bias)
+
+
+class AdaptedLinear(nn.Module):
+    """x W^T + b + scaling (x A^T) B^T, the adapter in float32 as the trainer computes it."""
+
+    def __init__(self, linear: nn.Linear, pair: tuple[Tensor, Tensor], scaling: float) -> None:
+        super().__init__()
+        self.linear = linear
+        self.weight = linear.weight
+        self.a, self.b = pair
+        self.scaling = scaling
+
+    def forward(self, x: Tensor) -> Tensor:
+        update = F.linear(F.linear(x.to(self.a.dtype), self.a), self.b) * self.scaling
+        return (self.linear(x) + update).to(x.dtype)
+
+
+def _linear_layers(module: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
+    return [(n, layer) for n, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+
+
+def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, layer)
+
+
+def _assert_all_applied(module: nn.Module, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    for name in pairs:
+        layer = module.get_submodule(name)
+        assert isinstance(layer, MergedLinear | AdaptedLinear), f"{name} kept its base weights"

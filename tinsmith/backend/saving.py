@@ -1,0 +1,98 @@
+"""The requests that write a training run's weights: state, sampler weights, exports."""
+
+from pathlib import Path
+
+from tinsmith.backend.core import Core
+from tinsmith.backend.futures import JsonResult, Promise, Result
+from tinsmith.backend.requests import (
+    SaveWeightsExternalRequest,
+    SaveWeightsForSamplerRequest,
+    SaveWeightsRequest,
+)
+from tinsmith.backend.samplers import Samplers
+from tinsmith.backend.trainer import Trainer
+from tinsmith.backend.training import Training
+from tinsmith.errors import TinsmithError
+
+
+class Saving:
+    """Checkpoints are written by the engine, in the order of the run's other operations."""
+
+    def __init__(self, core: Core, training: Training, samplers: Samplers) -> None:
+        self._core = core
+        self._training = training
+        self._samplers = samplers
+
+    def state(self, request: SaveWeightsRequest) -> Promise:
+        """Weights and optimizer state, to go on training from."""
+
+        def run(trainer: Trainer) -> Result:
+            checkpoint = self._core.store.save(
+                request.model_id,
+                "weights",
+                request.path,
+                lambda folder: trainer.save(folder, trainer.base.name),
+                overwrite=request.overwrite,
+                ttl_seconds=request.ttl_seconds,
+                user_metadata=request.user_metadata,
+            )
+            return JsonResult({"path": checkpoint.path, "type": "save_weights"})
+
+        return self._training.submit(request.model_id, request.seq_id, run)
+
+    def for_sampler(self, request: SaveWeightsForSamplerRequest) -> Promise:
+        """Weights to sample from: under a name, or for a sampling client that is being made."""
+
+        def run(trainer: Trainer) -> Result:
+            if request.kind != "snapshot":
+                raise TinsmithError(
+                    "kind 'inflight' is not offered by this server; use kind 'snapshot'"
+                )
+            if request.path is not None:
+                path, _ = self._save(request, "sampler_weights", request.path, trainer)
+                return JsonResult({"path": path, "type": "save_weights_for_sampler"})
+            if request.sampling_session_seq_id is None:
+                raise TinsmithError("path or sampling_session_seq_id must be given")
+            session_id = request.model_id.split(":")[0]
+            sampler_id = self._samplers.add_snapshot(
+                session_id, request.sampling_session_seq_id, trainer
+            )
+            return JsonResult(
+                {"sampling_session_id": sampler_id, "type": "save_weights_for_sampler"}
+            )
+
+        return self._training.submit(request.model_id, request.seq_id, run)
+
+    def external(self, request: SaveWeightsExternalRequest) -> Promise:
+        """Weights as a PEFT adapter, to be downloaded."""
+
+        def run(trainer: Trainer) -> Result:
+            if request.age_encryption_recipients:
+                raise TinsmithError(
+                    "age_encryption_recipients: encrypted exports are not offered by this server; "
+                    "leave the field out"
+                )
+            path, size = self._save(request, "external_weights", request.path, trainer)
+            return JsonResult({"path": path, "size_bytes": size, "type": "save_weights_external"})
+
+        return self._training.submit(request.model_id, request.seq_id, run)
+
+    def _save(
+        self,
+        request: SaveWeightsForSamplerRequest | SaveWeightsExternalRequest,
+        kind: str,
+        name: str,
+        trainer: Trainer,
+    ) -> tuple[str, int]:
+        def write(folder: Path) -> None:
+            trainer.weights().save(folder, trainer.base.name)
+
+        checkpoint = self._core.store.save(
+            request.model_id,
+            kind,
+            name,
+            write,
+            ttl_seconds=request.ttl_seconds,
+            user_metadata=getattr(request, "user_metadata", None),
+        )
+        return checkpoint.path, checkpoint.size_bytes

@@ -1,0 +1,85 @@
+"""A server's life: load the models, listen, say so, stop cleanly."""
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import uvicorn
+
+from tinsmith.backend.app import make_app
+from tinsmith.backend.base_model import load_base_models
+from tinsmith.backend.check import check_model
+from tinsmith.backend.core import Core
+from tinsmith.backend.engine import Engine
+from tinsmith.backend.sampling.pool import SamplerPool, Snapshots
+from tinsmith.backend.settings import ServerSettings
+from tinsmith.backend.store import Store
+from tinsmith.errors import TinsmithError
+
+log = logging.getLogger(__name__)
+
+
+def serve(settings: ServerSettings) -> None:
+    """Serve until SIGTERM or SIGINT. The port is taken before the models are loaded, so that a
+    port in use is said at once."""
+    with _listening_socket(settings) as listener:
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        with _core(settings) as core:
+            host, port = listener.getsockname()[:2]
+            app = make_app(core, settings.api_key)
+            server = _AnnouncingServer(
+                uvicorn.Config(app, log_level="warning", access_log=False, ws="none"),
+                f"Tinsmith serves {', '.join(core.bases)} at http://{host}:{port}",
+            )
+            server.run(sockets=[listener])
+
+
+@contextmanager
+def _core(settings: ServerSettings) -> Iterator[Core]:
+    bases = load_base_models(settings.models, settings.device, settings.dtype)
+    for base in bases.values():
+        check_model(base)
+    store = Store(settings.store)
+    snapshots = Snapshots(settings.store / "snapshots" / str(os.getpid()))
+    pool = SamplerPool(snapshots, settings.token_budget)
+    engine = Engine(pool)
+    engine.start()
+    try:
+        yield Core(bases, store, pool, engine, settings.lora_alpha, settings.token_budget)
+    finally:
+        engine.stop()
+        snapshots.remove_all()
+        store.close()
+
+
+@contextmanager
+def _listening_socket(settings: ServerSettings) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as error:
+            raise TinsmithError(
+                f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
+                "choose another --port (0 takes a free one) or stop what uses it"
+            ) from error
+        yield listener
+
+
+class _AnnouncingServer(uvicorn.Server):
+    """Says on standard output when it accepts requests."""
+
+    def __init__(self, config: uvicorn.Config, announcement: str) -> None:
+        super().__init__(config)
+        self._announcement = announcement
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(self._announcement, file=sys.stdout, flush=True)

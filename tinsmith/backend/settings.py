@@ -1,0 +1,26 @@
+"""What a server is started with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """The options of `tinsmith serve`, checked by its argument parser.
+
+    `models` maps a served name to a directory or hub id. `token_budget` bounds the padded
+    tokens of one training micro-batch and of one prefill. `threads` of None leaves torch's own
+    number of CPU threads.
+    """
+
+    models: Mapping[str, str]
+    store: Path
+    api_key: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    device: str = "auto"
+    dtype: str = "auto"
+    lora_alpha: float = 32.0
+    token_budget: int = 8192
+    threads: int | None = None

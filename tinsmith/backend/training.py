@@ -1,0 +1,150 @@
+"""The requests on training runs: create, compute, step."""
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tinker.proto import tinker_public_pb2 as pb
+
+from tinsmith.backend.adapter import LoraSettings
+from tinsmith.backend.core import Core, NotFound
+from tinsmith.backend.datums import decode_datums
+from tinsmith.backend.futures import JsonResult, Promise, ProtoResult, Result
+from tinsmith.backend.requests import (
+    CreateModelRequest,
+    LoadWeightsRequest,
+    LoraConfigRequest,
+    OptimStepRequest,
+)
+from tinsmith.backend.sequencer import Sequencer
+from tinsmith.backend.trainer import AdamParams, Trainer
+from tinsmith.backend.wire import forward_backward_output
+from tinsmith.errors import TinsmithError
+
+
+class Training:
+    """Training runs of this server's life. Called on the event loop; the engine's thread alone
+    touches the trainers."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._sequencer = Sequencer(core.promises)
+        self._trainers: dict[str, Trainer] = {}
+
+    def create(self, request: CreateModelRequest) -> Promise:
+        """A new adapter on a base model."""
+        lora = request.lora_config or LoraConfigRequest(rank=32)
+
+        def make() -> tuple[Trainer, str]:
+            settings = LoraSettings(
+                rank=lora.rank,
+                alpha=self._core.lora_alpha,
+                train_attn=lora.train_attn,
+                train_mlp=lora.train_mlp,
+                train_unembed=lora.train_unembed,
+            )
+            seed = random.SystemRandom().getrandbits(63) if lora.seed is None else lora.seed
+            return self._make(request.base_model, settings, seed), request.base_model
+
+        return self._open(
+            request.session_id,
+            request.model_seq_id,
+            make,
+            request.user_metadata,
+            {"type": "create_model"},
+        )
+
+    def create_from_state(self, request: LoadWeightsRequest) -> Promise:
+        """A new adapter that starts from a checkpoint, with its optimizer state if asked."""
+        if request.session_id is None or request.model_seq_id is None:
+            raise TinsmithError(
+                "load_weights needs session_id and model_seq_id, since weights are loaded into a "
+                "new model; use create_training_client_from_state[_with_optimizer]"
+            )
+
+        def make() -> tuple[Trainer, str]:
+            checkpoint, run = self._core.checkpoint(request.path, "weights")
+            base_model = request.base_model or run.base_model
+            trainer = self._make(base_model, run.lora, seed=0)
+            trainer.load(self._core.store.folder(checkpoint), request.optimizer)
+            return trainer, base_model
+
+        return self._open(
+            request.session_id,
+            request.model_seq_id,
+            make,
+            request.user_metadata,
+            {"type": "load_weights", "path": request.path},
+        )
+
+    def forward_backward(self, request: pb.ForwardBackwardRequest) -> Promise:
+        """Score data; unless it is forward only, accumulate the gradient."""
+
+        def run(trainer: Trainer) -> Result:
+            base = trainer.base
+            data = decode_datums(request, base.vocabulary_size, base.context_length)
+            result = trainer.forward_backward(data, request.loss_fn, request.forward_only)
+            return ProtoResult(forward_backward_output(result))
+
+        return self.submit(request.model_id, request.seq_id, run)
+
+    def optim_step(self, request: OptimStepRequest) -> Promise:
+        """One AdamW step on the accumulated gradient."""
+        params = AdamParams(**request.adam_params.model_dump(exclude={"type"}))
+
+        def run(trainer: Trainer) -> Result:
+            return JsonResult({"metrics": trainer.optim_step(params), "type": "optim_step"})
+
+        return self.submit(request.model_id, request.seq_id, run)
+
+    def submit(self, model_id: str, seq_id: int, run: Callable[[Trainer], Result]) -> Promise:
+        """Queue an operation on a model, in the order of `seq_id`."""
+        if not self._sequencer.is_open(model_id):
+            raise NotFound(
+                f"model {model_id!r} is not loaded in this server; if the server was restarted, "
+                "go on from a checkpoint with create_training_client_from_state_with_optimizer"
+            )
+
+        def operation() -> Result:
+            trainer = self._trainers.get(model_id)
+            if trainer is None:
+                raise TinsmithError(f"model {model_id!r} could not be created or was freed")
+            self._core.store.touch_run(model_id)
+            return run(trainer)
+
+        return self._sequencer.submit(
+            model_id, seq_id, lambda promise: self._core.engine.submit(operation, promise)
+        )
+
+    def free(self, session_id: str) -> None:
+        """Drop a session's models from memory; their checkpoints stay."""
+        for model_id in [key for key in self._trainers if key.startswith(f"{session_id}:")]:
+            self._sequencer.close(model_id)
+            self._trainers.pop(model_id)
+
+    def _make(self, base_model: str, settings: LoraSettings, seed: int) -> Trainer:
+        return Trainer(self._core.base(base_model), settings, seed, self._core.token_budget)
+
+    def _open(
+        self,
+        session_id: str,
+        model_seq_id: int,
+        make: Callable[[], tuple[Trainer, str]],
+        metadata: Mapping[str, Any] | None,
+        answer: dict[str, Any],
+    ) -> Promise:
+        self._core.require_session(session_id)
+        model_id = f"{session_id}:train:{model_seq_id}"  # the client computes the same
+        if (earlier := self._core.promises.get(f"{model_id}:0")) is not None:
+            return earlier
+
+        def operation() -> Result:
+            trainer, base_model = make()
+            self._core.store.add_run(model_id, session_id, base_model, trainer.settings, metadata)
+            self._trainers[model_id] = trainer
+            return JsonResult({"model_id": model_id, **answer})
+
+        self._sequencer.open(model_id)
+        promise = self._core.promises.create(f"{model_id}:0")
+        self._core.engine.submit(operation, promise)
+        return promise

@@ -1,0 +1,158 @@
+"""The command `tinsmith`: serve a local backend, or run a program against one."""
+
+import argparse
+import logging
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinsmith import __version__
+from tinsmith.errors import TinsmithError
+
+KEY_VARIABLE = "TINSMITH_API_KEY"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command: list[str] = []
+    if "--" in words:
+        at = words.index("--")
+        words, command = words[:at], words[at + 1 :]
+    arguments = _parser().parse_args(words)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        if arguments.command == "serve":
+            _serve(arguments)
+            return 0
+        return _run(arguments, command)
+    except TinsmithError as error:
+        print(f"tinsmith {arguments.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tinsmith", description="Tinker programs on your own machine."
+    )
+    parser.add_argument("--version", action="version", version=f"tinsmith {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="serve the Tinker API on local models")
+    _add_server_options(serve, default_port=8000)
+    serve.add_argument("--stop-with-stdin", action="store_true", help="stop when stdin is closed")
+    run = commands.add_parser(
+        "run",
+        help="serve, run a program against the server, stop",
+        usage="tinsmith run --model MODEL [options] -- COMMAND ...",
+    )
+    _add_server_options(run, default_port=0)
+    return parser
+
+
+def _add_server_options(parser: argparse.ArgumentParser, default_port: int) -> None:
+    add = parser.add_argument
+    add("--model", action="append", required=True, metavar="[NAME=]DIR_OR_HUB_ID",
+        help="a base model; may be repeated (default name: as given)")  # fmt: skip
+    add("--store", type=Path, default=Path("store"), help="runs and checkpoints (default: store)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    add("--port", type=int, default=default_port, help="0 takes a free one (default: %(default)s)")
+    add("--api-key", help=f"key that clients must send, tml-...; default: ${KEY_VARIABLE}, else "
+        "a random one, printed at start")  # fmt: skip
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"],
+        help="of the base model (default: auto: bfloat16 on a GPU, float32 on a CPU)")  # fmt: skip
+    add("--lora-alpha", type=float, default=32.0, help="scale of adapters (default: 32)")
+    add("--token-budget", type=int, default=8192,
+        help="tokens of one micro-batch or prefill; bounds memory (default: 8192)")  # fmt: skip
+    add("--threads", type=int, help="CPU threads of one operation (default: torch's own)")
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    for variable in ("USE_TF", "USE_FLAX"):
+        os.environ.setdefault(variable, "0")
+    from tinsmith.backend.server import serve  # torch is imported here, after bad options are said
+    from tinsmith.backend.settings import ServerSettings
+
+    api_key, is_generated = _api_key(arguments.api_key)
+    settings = ServerSettings(
+        models=parse_models(arguments.model),
+        store=arguments.store,
+        api_key=api_key,
+        host=arguments.host,
+        port=arguments.port,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        lora_alpha=arguments.lora_alpha,
+        token_budget=arguments.token_budget,
+        threads=arguments.threads,
+    )
+    if arguments.stop_with_stdin:
+        threading.Thread(target=_stop_with_stdin, daemon=True).start()
+    if is_generated:
+        print(f"TINKER_API_KEY={api_key}", flush=True)
+    serve(settings)
+
+
+def parse_models(options: Sequence[str]) -> dict[str, str]:
+    """`NAME=SOURCE` or `SOURCE`, which is then its own name; names must differ."""
+    models: dict[str, str] = {}
+    for option in options:
+        name, separator, source = option.partition("=")
+        if not separator:
+            name = source = option.rstrip("/") or option
+        if not name or not source:
+            raise TinsmithError(f"--model must be SOURCE or NAME=SOURCE, got {option!r}")
+        if name in models:
+            raise TinsmithError(f"--model: the name {name!r} is given twice; use NAME=SOURCE")
+        models[name] = source
+    return models
+
+
+def _api_key(given: str | None) -> tuple[str, bool]:
+    key = given or os.environ.get(KEY_VARIABLE)
+    if key is None:
+        return f"tml-local-{secrets.token_urlsafe(24)}", True
+    if not key.startswith("tml-"):
+        raise TinsmithError(
+            "--api-key must start with 'tml-', since the tinker SDK refuses other keys"
+        )
+    return key, False
+
+
+def _stop_with_stdin() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
+    from tinsmith.serving import local_server
+
+    if not command:
+        raise TinsmithError("no program given; write it behind --, as in: -- python my_program.py")
+    api_key, _ = _api_key(arguments.api_key)
+    options = [f"--{name}={getattr(arguments, name)}" for name in ("host", "port", "device")]
+    options += [f"--dtype={arguments.dtype}", f"--lora-alpha={arguments.lora_alpha}"]
+    options += [f"--token-budget={arguments.token_budget}", f"--store={arguments.store}"]
+    if arguments.threads is not None:
+        options.append(f"--threads={arguments.threads}")
+    models = parse_models(arguments.model)
+    with local_server(models, options, api_key=api_key) as endpoint:
+        # Ctrl-C reaches the program too; it decides what to do, and the server outlives it.
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            process = subprocess.Popen(command, env=os.environ | endpoint.environment())
+        except OSError as error:
+            raise TinsmithError(f"cannot start {command[0]!r}: {error.strerror}") from error
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        code = process.wait()
+        signal.signal(signal.SIGINT, previous)
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""The client half's way to a service: a local backend as a child process, or the hosted one."""
+
+import os
+import re
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import tinker
+
+from tinsmith.cli import KEY_VARIABLE
+from tinsmith.config import Backend
+from tinsmith.errors import TinsmithError
+
+READY = re.compile(r"Tinsmith serves .* at (http://\S+)")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a service answers, and the key it wants."""
+
+    base_url: str
+    api_key: str
+
+    def environment(self) -> dict[str, str]:
+        """Variables that point any Tinker program at this endpoint. Loopback is kept off HTTP
+        proxies, behind which the SDK would wait for ever."""
+        listed = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+        hosts = [host for host in listed.split(",") if host]
+        no_proxy = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
+        return {
+            "TINKER_BASE_URL": self.base_url,
+            "TINKER_API_KEY": self.api_key,
+            "NO_PROXY": no_proxy,
+            "no_proxy": no_proxy,
+        }
+
+
+@contextmanager
+def connect(
+    backend: Backend, model_dir: Path, model_name: str, log: Path
+) -> Iterator[tinker.ServiceClient]:
+    """A client of the configured service; a local one lives as long as the block.
+
+    The local server serves `model_dir` under `model_name` and writes its log to `log`.
+    """
+    if backend.kind == "api":
+        if not os.environ.get("TINKER_API_KEY"):
+            raise TinsmithError(
+                "backend.kind is api, but TINKER_API_KEY is not set; export the key of the hosted "
+                "service, or set backend.kind: local"
+            )
+        with tinker.ServiceClient() as service:
+            yield service
+        return
+    options = [
+        f"--store={backend.store}",
+        f"--device={backend.device}",
+        f"--dtype={backend.dtype}",
+        f"--lora-alpha={backend.lora_alpha}",
+        f"--token-budget={backend.token_budget}",
+        f"--threads={backend.threads}",
+    ]
+    with local_server({model_name: str(model_dir)}, options, log=log) as endpoint:
+        os.environ.update(endpoint.environment())
+        with tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key) as service:
+            yield service
+
+
+@contextmanager
+def local_server(
+    models: Mapping[str, str],
+    options: Sequence[str],
+    *,
+    api_key: str | None = None,
+    log: Path | None = None,
+) -> Iterator[Endpoint]:
+    """`tinsmith serve` as a child process, on a free port unless `options` name one.
+
+    It stops with the block, and by itself if this process dies. Its standard error goes to `log`
+    (None: to this process's own).
+    """
+    key = api_key or f"tml-local-{secrets.token_urlsafe(24)}"
+    command = [sys.executable, "-m", "tinsmith.cli", "serve", "--port=0", "--stop-with-stdin"]
+    command += [f"--model={name}={source}" for name, source in models.items()] + list(options)
+    errors = _open_log(log)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        env=os.environ | {KEY_VARIABLE: key},
+        start_new_session=True,  # Ctrl-C is for the client; it stops the server when it is done
+    )
+    try:
+        yield Endpoint(_await_ready(process, log), key)
+    finally:
+        _stop(process)
+        if errors is not None:
+            errors.close()
+
+
+def _open_log(log: Path | None) -> IO[str] | None:
+    if log is None:
+        return None
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return log.open("w", encoding="utf-8")
+
+
+def _await_ready(process: subprocess.Popen[str], log: Path | None) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if match := READY.match(line):
+            return match.group(1)
+    process.wait()
+    last = _last_lines(log) if log is not None else "its message stands above"
+    raise TinsmithError(f"the local backend did not start (exit code {process.returncode}): {last}")
+
+
+def _last_lines(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"{lines[-1] if lines else 'it said nothing'} (log: {log})"
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
