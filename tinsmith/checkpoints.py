@@ -61,15 +61,28 @@ def open_training_client(
     if previous is not None:
         with explained(f"loading {previous.checkpoints.state}"):
             return service.create_training_client_from_state(previous.checkpoints.state).result()
-    with explained(f"creating an adapter on {base_model}"):
-        return service.create_lora_training_client(
-            base_model,
-            rank=lora.rank,
-            seed=seed,
-            train_mlp=lora.train_mlp,
-            train_attn=lora.train_attn,
-            train_unembed=lora.train_unembed,
-        ).result()
+    return service.create_lora_training_client(
+        base_model,
+        rank=lora.rank,
+        seed=seed,
+        train_mlp=lora.train_mlp,
+        train_attn=lora.train_attn,
+        train_unembed=lora.train_unembed,
+    ).result()
+
+
+def resume_training_client(
+    service: tinker.ServiceClient, state: str, work: Path
+) -> tinker.TrainingClient:
+    """On from a working checkpoint, optimizer and all."""
+    try:
+        return service.create_training_client_from_state_with_optimizer(state).result()
+    except tinker.TinkerError as error:
+        raise TinsmithError(
+            f"the working checkpoint {state}, which {work / 'progress.json'} names, could not be"
+            f" loaded ({error}): put the backend's store back, or delete {work} to start the stage"
+            " again"
+        ) from error
 
 
 def save_final(training_client: tinker.TrainingClient, name: str) -> Paths:
@@ -86,8 +99,8 @@ def fetch_weights(
     path = training_client.save_weights_external(name).result().path
     urls = service.create_rest_client().get_external_weights_urls(path).result().urls
     with new_directory(target) as draft:
-        for name, url in urls.items():
-            _fetch(url, draft / _relative(name))
+        for file, url in urls.items():
+            _fetch(url, draft / _relative(file))
     return sha256(target)
 
 

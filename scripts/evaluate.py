@@ -1,0 +1,102 @@
+"""Rule evaluate_stage: sample held-out problems, say how good they are (tinsmith/evaluation.py)."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tinker
+
+from tinsmith.chat import Chat
+from tinsmith.checkpoints import Checkpoint, explained
+from tinsmith.config import EvaluateSettings
+from tinsmith.evaluation import Row, paired_difference, read_rows, sample_heldout, summarise
+from tinsmith.files import write_json, write_text
+from tinsmith.job import job, settings_of
+from tinsmith.paradigms import make_paradigm
+from tinsmith.problems import read_problems
+from tinsmith.rollouts import Sampler
+from tinsmith.serving import connect
+from tinsmith.tasks import make_task
+
+
+def main() -> None:
+    """Parse the command line, sample, and write evaluation.json and samples.jsonl."""
+    args = _parse()
+    optional = {name: getattr(args, name) for name in ("checkpoint", "previous", "base")}
+    inputs = {"heldout": args.heldout, "model": args.model}
+    with job(
+        rule="evaluate_stage",
+        log=args.log,
+        metadata=args.metadata,
+        settings=args.settings,
+        inputs=inputs | {name: path for name, path in optional.items() if path},
+        outputs={"evaluation": args.evaluation, "samples": args.samples},
+        seeds={"run": args.settings.seed},
+    ):
+        settings: EvaluateSettings = args.settings
+        rows = _sample(args, settings)
+        write_text(args.samples, "".join(f"{json.dumps(row)}\n" for row in rows))
+        write_json(args.evaluation, _evaluation(args, settings, rows))
+
+
+def _sample(args: argparse.Namespace, settings: EvaluateSettings) -> list[Row]:
+    backend = settings.backend.model_copy(update={"threads": args.threads})
+    evaluation = settings.evaluation
+    task = make_task(settings.task, Chat.load(args.model))
+    paradigm = make_paradigm(settings.paradigm)
+    problems = read_problems(args.heldout)
+    server_log = args.log.with_suffix(".server.log")
+    with (
+        connect(backend, args.model, settings.model_name, server_log) as service,
+        explained(f"evaluating {settings.stage}"),
+    ):
+        client = _sampling_client(service, settings, args.checkpoint)
+        sampler = Sampler(client, task.chat, evaluation.max_tokens, evaluation.temperature)
+        return sample_heldout(evaluation, task, paradigm, sampler, problems, settings.seed)
+
+
+def _sampling_client(
+    service: tinker.ServiceClient, settings: EvaluateSettings, checkpoint: Path | None
+) -> tinker.SamplingClient:
+    if checkpoint is None:
+        return service.create_sampling_client(base_model=settings.model_name).result()
+    path = Checkpoint.read(checkpoint).checkpoints.sampler
+    return service.create_sampling_client(model_path=path).result()
+
+
+def _evaluation(
+    args: argparse.Namespace, settings: EvaluateSettings, rows: list[Row]
+) -> dict[str, Any]:
+    evaluation = settings.evaluation
+    return {
+        "stage": settings.stage,
+        "run": settings.run,
+        "seed": settings.seed,
+        "temperature": evaluation.temperature,
+        "max_tokens": evaluation.max_tokens,
+        **summarise(rows, evaluation.pass_at_k, settings.seed),
+        "difference_to_previous": _difference(rows, args.previous, settings.seed),
+        "difference_to_base": _difference(rows, args.base, settings.seed),
+    }
+
+
+def _difference(rows: list[Row], earlier: Path | None, seed: int) -> dict[str, Any] | None:
+    return asdict(paired_difference(rows, read_rows(earlier), seed)) if earlier else None
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--settings", type=settings_of(EvaluateSettings), required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    for name in ("model", "heldout", "evaluation", "samples", "log", "metadata"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, nargs="?", help="none for the base")
+    for name in ("previous", "base"):
+        parser.add_argument(f"--{name}", type=Path, nargs="?", help="samples.jsonl to compare with")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Rule export_run: the last stage's adapter and merged model, each checked (tinsmith/export.py)."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tinker
+
+from tinsmith.chat import Chat
+from tinsmith.checkpoints import Checkpoint, explained
+from tinsmith.config import ExportSettings
+from tinsmith.errors import TinsmithError
+from tinsmith.export import (
+    Precision,
+    backend_precision,
+    check_adapter,
+    check_merged,
+    tolerance,
+    write_adapter,
+    write_merged,
+)
+from tinsmith.files import sha256, write_json
+from tinsmith.job import job, settings_of
+from tinsmith.model_card import adapter_card, base_reference, merged_card
+from tinsmith.problems import read_problems
+from tinsmith.serving import connect
+from tinsmith.tasks import make_task
+
+NUM_PROMPTS = 16
+
+
+def main() -> None:
+    """Parse the command line, write both exports, load them again and compare."""
+    args = _parse()
+    inputs = ("model", "checkpoint", "weights", "heldout")
+    outputs = ("adapter", "merged", "check")
+    with job(
+        rule="export_run",
+        log=args.log,
+        metadata=args.metadata,
+        settings=args.settings,
+        inputs={name: getattr(args, name) for name in inputs},
+        outputs={name: getattr(args, name) for name in outputs},
+        seeds={"run": args.settings.seed},
+    ):
+        settings: ExportSettings = args.settings
+        checkpoint = Checkpoint.read(args.checkpoint)
+        _check_digest(args.weights, checkpoint)
+        precision = backend_precision(settings.backend)
+        base = base_reference(settings.model_name, args.model)
+        write_adapter(args.weights, args.adapter, base, adapter_card(checkpoint, base))
+        write_merged(args.model, args.adapter, args.merged, precision, merged_card(checkpoint))
+        sequences = _sequences(args, settings)
+        expected = _backend_logprobs(args, settings, checkpoint, sequences)
+        write_json(args.check, _check(args, sequences, expected, precision))
+
+
+def _check_digest(weights: Path, checkpoint: Checkpoint) -> None:
+    found = sha256(weights)
+    if found != checkpoint.weights_sha256:
+        raise TinsmithError(
+            f"{weights} must hold the weights that checkpoint.json names, SHA-256"
+            f" {checkpoint.weights_sha256}, got {found}"
+        )
+
+
+def _sequences(args: argparse.Namespace, settings: ExportSettings) -> list[tuple[int, ...]]:
+    """Held-out prompts with their reference completions."""
+    task = make_task(settings.task, Chat.load(args.model))
+    problems = read_problems(args.heldout)[:NUM_PROMPTS]
+    return [(*task.prompt(problem), *task.reference(problem)) for problem in problems]
+
+
+def _backend_logprobs(
+    args: argparse.Namespace,
+    settings: ExportSettings,
+    checkpoint: Checkpoint,
+    sequences: list[tuple[int, ...]],
+) -> list[list[float]]:
+    """What the backend gives every token but the first."""
+    backend = settings.backend.model_copy(update={"threads": args.threads})
+    server_log = args.log.with_suffix(".server.log")
+    with (
+        connect(backend, args.model, settings.model_name, server_log) as service,
+        explained("asking the backend for log-probabilities"),
+    ):
+        path = checkpoint.checkpoints.sampler
+        client = service.create_sampling_client(model_path=path).result()
+        pending = [
+            client.compute_logprobs(tinker.ModelInput.from_ints(list(tokens)))
+            for tokens in sequences
+        ]
+        return [[p for p in future.result()[1:] if p is not None] for future in pending]
+
+
+def _check(
+    args: argparse.Namespace,
+    sequences: list[tuple[int, ...]],
+    expected: list[list[float]],
+    precision: Precision,
+) -> dict[str, Any]:
+    adapter = check_adapter(args.model, args.adapter, sequences, expected, precision)
+    merged = check_merged(args.merged, sequences, expected, precision)
+    statistic, bound = tolerance(precision.dtype)
+    return {
+        "dtype": str(precision.dtype).removeprefix("torch."),
+        "device": precision.device,
+        "num_sequences": len(sequences),
+        "num_tokens": sum(len(logprobs) for logprobs in expected),
+        "bound_nats": {statistic: bound},
+        "adapter_nats": asdict(adapter),
+        "merged_nats": asdict(merged),
+    }
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--settings", type=settings_of(ExportSettings), required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    names = ("model", "checkpoint", "weights", "heldout", "adapter", "merged", "check")
+    for name in (*names, "log", "metadata"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

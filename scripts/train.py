@@ -1,0 +1,188 @@
+"""Rule train_stage: one training stage from the checkpoint before it (tinsmith/stages/)."""
+
+import argparse
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import tinker
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from tinsmith.chat import Chat
+from tinsmith.checkpoints import (
+    Checkpoint,
+    explained,
+    fetch_weights,
+    open_training_client,
+    resume_training_client,
+    save_final,
+)
+from tinsmith.config import TrainSettings
+from tinsmith.files import new_directory
+from tinsmith.job import job, settings_of
+from tinsmith.objectives.learning_rate import resolve_learning_rate
+from tinsmith.paradigms import make_paradigm
+from tinsmith.problems import read_problems
+from tinsmith.progress import Progress, fingerprint, is_save_due, read_progress, write_progress
+from tinsmith.serving import connect
+from tinsmith.stages import STAGES, StageContext
+from tinsmith.step_files import read_steps, write_metrics, write_step
+from tinsmith.tasks import make_task
+from tinsmith.transcript import write_transcript
+from tinsmith.types import StepRecord
+
+KL_WARNING_NATS = 0.01
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Parse the command line, train, and write what the rules after this one read."""
+    args = _parse()
+    inputs = {"train": args.train, "heldout": args.heldout, "model": args.model}
+    outputs = ("checkpoint", "metrics", "steps", "transcript", "weights")
+    with job(
+        rule="train_stage",
+        log=args.log,
+        metadata=args.metadata,
+        settings=args.settings,
+        inputs=inputs | ({"previous": args.previous} if args.previous else {}),
+        outputs={name: getattr(args, name) for name in outputs},
+        seeds={"run": args.settings.seed},
+    ):
+        settings: TrainSettings = args.settings
+        backend = settings.backend.model_copy(update={"threads": args.threads})
+        server_log = args.log.with_suffix(".server.log")
+        with (
+            connect(backend, args.model, settings.model_name, server_log) as service,
+            explained(f"training stage {settings.stage.name}"),
+        ):
+            _train(args, settings, service)
+
+
+def _train(
+    args: argparse.Namespace, settings: TrainSettings, service: tinker.ServiceClient
+) -> None:
+    """Go on where the working folder says, to the end of the stage; then write the outputs."""
+    files = [path for path in (args.train, args.heldout, args.previous) if path]
+    print_of_inputs = fingerprint(settings.model_dump_json(), files)
+    progress = read_progress(args.work, print_of_inputs)
+    previous = Checkpoint.read(args.previous) if args.previous else None
+    context = _context(args, settings, _open(service, settings, progress, previous, args.work))
+    first_step = progress.next_step if progress else 0
+    chat = context.task.chat
+
+    for record in _with_progress_bar(settings, context, first_step):
+        write_step(args.work / "steps", record, chat)
+        if is_save_due(settings.stage, record.step):
+            name = f"step-{record.step + 1}"
+            state = context.training_client.save_state(name).result().path
+            write_progress(args.work, Progress(record.step + 1, state, print_of_inputs))
+
+    _write_outputs(args, settings, service, context.training_client)
+    shutil.rmtree(args.work)
+
+
+def _open(
+    service: tinker.ServiceClient,
+    settings: TrainSettings,
+    progress: Progress | None,
+    previous: Checkpoint | None,
+    work: Path,
+) -> tinker.TrainingClient:
+    if progress is None:
+        return open_training_client(
+            service, settings.model_name, settings.lora, settings.seed, previous
+        )
+    logger.info("stage %s goes on at step %d", settings.stage.name, progress.next_step)
+    return resume_training_client(service, progress.state, work)
+
+
+def _context(
+    args: argparse.Namespace, settings: TrainSettings, training_client: tinker.TrainingClient
+) -> StageContext:
+    return StageContext(
+        name=settings.stage.name,
+        seed=settings.seed,
+        learning_rate=resolve_learning_rate(settings.stage, args.model),
+        training_client=training_client,
+        task=make_task(settings.task, Chat.load(args.model)),
+        paradigm=make_paradigm(settings.paradigm),
+        problems=read_problems(args.train),
+        heldout=read_problems(args.heldout),
+    )
+
+
+def _with_progress_bar(
+    settings: TrainSettings, context: StageContext, first_step: int
+) -> Iterator[StepRecord]:
+    """The stage's records, as they come, with what they say on the terminal and in the log."""
+    stage = settings.stage
+    records = STAGES[stage.kind](stage, context, first_step)
+    with (
+        logging_redirect_tqdm(),
+        tqdm(total=stage.steps, initial=first_step, desc=stage.name, unit="step") as bar,
+    ):
+        for record in records:
+            metrics = record.metrics
+            logger.debug("step %d: %s", record.step, dict(metrics))
+            if metrics.get("kl_nats", 0.0) > KL_WARNING_NATS:
+                logger.warning(
+                    "step %d of stage %s: sampler and trainer are %.3g nats apart, above %g",
+                    record.step,
+                    stage.name,
+                    metrics["kl_nats"],
+                    KL_WARNING_NATS,
+                )
+            shown = ("reward_mean", "loss", "heldout_accuracy")
+            bar.set_postfix({name: f"{metrics[name]:.3f}" for name in shown if name in metrics})
+            bar.update()
+            yield record
+
+
+def _write_outputs(
+    args: argparse.Namespace,
+    settings: TrainSettings,
+    service: tinker.ServiceClient,
+    training_client: tinker.TrainingClient,
+) -> None:
+    """The stage's files; checkpoint.json last, because it says that the others are there."""
+    num_steps = settings.stage.steps
+    steps = args.work / "steps"
+    with new_directory(args.steps) as draft:
+        shutil.copytree(steps, draft, dirs_exist_ok=True)
+    write_metrics(args.metrics, steps, num_steps)
+    title = f"{settings.stage.name}, {settings.run}"
+    write_transcript(args.transcript, title, read_steps(steps, num_steps), num_steps)
+    paths = save_final(training_client, "final")
+    digest = fetch_weights(service, training_client, "final", args.weights)
+    info = training_client.get_info()
+    Checkpoint(
+        stage=settings.stage.name,
+        run=settings.run,
+        seed=settings.seed,
+        base_model=settings.model_name,
+        lora_rank=info.lora_rank or settings.lora.rank,
+        model_id=training_client.model_id,
+        step=num_steps,
+        checkpoints=paths,
+        weights_sha256=digest,
+    ).write(args.checkpoint)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--settings", type=settings_of(TrainSettings), required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    for name in ("model", "train", "heldout", "work"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--previous", type=Path, nargs="?", help="checkpoint.json, if any")
+    for name in ("checkpoint", "metrics", "steps", "transcript", "weights", "log", "metadata"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
