@@ -1,0 +1,45 @@
+# make run | test | check | bench: everything they need is installed into .venv first, once.
+
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+CODE := tinsmith scripts tests benchmarks
+
+.PHONY: run test check bench
+.DELETE_ON_ERROR:
+
+run: $(VENV)/engine.stamp
+	snakemake --cores all
+
+test: $(VENV)/test.stamp
+	pytest
+
+check: $(VENV)/test.stamp
+	ruff check $(CODE)
+	ruff format --check $(CODE)
+	pyright
+	snakefmt --check Snakefile rules
+	snakemake --lint
+	pytest tests/unit/test_import_directions.py
+
+bench: $(VENV)/engine.stamp
+	python -m benchmarks.local_backend
+
+$(VENV)/engine.stamp: envs/engine.txt | $(BIN)/python
+	envs/install.sh $(BIN)/python envs/engine.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/test.stamp: envs/test.txt $(VENV)/engine.stamp
+	envs/install.sh $(BIN)/python envs/test.txt
+	touch $@
+
+$(BIN)/python:
+	@for python in "$$PYTHON" python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	    test -n "$$python" || continue; \
+	    "$$python" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || continue; \
+	    echo "Making $(VENV) with $$("$$python" --version) ..."; \
+	    exec "$$python" -m venv $(VENV); \
+	done; \
+	echo "error: Tinsmith needs Python 3.11 or newer, and none was found; install one, or say where it is: make PYTHON=/path/to/python3" >&2; \
+	exit 1
