@@ -8,7 +8,6 @@ from pathlib import Path
 
 import tinker
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tinsmith.chat import Chat
 from tinsmith.checkpoints import (
@@ -81,7 +80,7 @@ def _train(
             state = context.training_client.save_state(name).result().path
             write_progress(args.work, Progress(record.step + 1, state, print_of_inputs))
 
-    _write_outputs(args, settings, service, context.training_client)
+    _write_outputs(args, settings, context.training_client)
     shutil.rmtree(args.work)
 
 
@@ -121,10 +120,7 @@ def _with_progress_bar(
     """The stage's records, as they come, with what they say on the terminal and in the log."""
     stage = settings.stage
     records = STAGES[stage.kind](stage, context, first_step)
-    with (
-        logging_redirect_tqdm(),
-        tqdm(total=stage.steps, initial=first_step, desc=stage.name, unit="step") as bar,
-    ):
+    with tqdm(total=stage.steps, initial=first_step, desc=stage.name, unit="step") as bar:
         for record in records:
             metrics = record.metrics
             logger.debug("step %d: %s", record.step, dict(metrics))
@@ -143,10 +139,7 @@ def _with_progress_bar(
 
 
 def _write_outputs(
-    args: argparse.Namespace,
-    settings: TrainSettings,
-    service: tinker.ServiceClient,
-    training_client: tinker.TrainingClient,
+    args: argparse.Namespace, settings: TrainSettings, training_client: tinker.TrainingClient
 ) -> None:
     """The stage's files; checkpoint.json last, because it says that the others are there."""
     num_steps = settings.stage.steps
@@ -157,7 +150,7 @@ def _write_outputs(
     title = f"{settings.stage.name}, {settings.run}"
     write_transcript(args.transcript, title, read_steps(steps, num_steps), num_steps)
     paths = save_final(training_client, "final")
-    digest = fetch_weights(service, training_client, "final", args.weights)
+    digest = fetch_weights(training_client, "final", args.weights)
     info = training_client.get_info()
     Checkpoint(
         stage=settings.stage.name,

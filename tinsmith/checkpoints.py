@@ -92,12 +92,10 @@ def save_final(training_client: tinker.TrainingClient, name: str) -> Paths:
     return Paths(state.result().path, sampler.result().path)
 
 
-def fetch_weights(
-    service: tinker.ServiceClient, training_client: tinker.TrainingClient, name: str, target: Path
-) -> str:
+def fetch_weights(training_client: tinker.TrainingClient, name: str, target: Path) -> str:
     """Write the adapter's files to the directory `target`; return the SHA-256 of the tree."""
     path = training_client.save_weights_external(name).result().path
-    urls = service.create_rest_client().get_external_weights_urls(path).result().urls
+    urls = tinker.RestClient().get_external_weights_urls(path).result().urls
     with new_directory(target) as draft:
         for file, url in urls.items():
             _fetch(url, draft / _relative(file))
