@@ -11,7 +11,7 @@ rule prepare_model:
         "logs/models/{model}.tsv"
     wildcard_constraints:
         model=PLAN.model_pattern(),
-    threads: 2
+    threads: 1
     resources:
         mem_mb=4000,
         runtime=240,
@@ -21,7 +21,6 @@ rule prepare_model:
     shell:
         "python -m scripts.prepare_model"
         " --settings {params.settings:q}"
-        " --threads {threads}"
         " --model {output.model:q}"
         " --download {params.download:q}"
         " --log {log:q}"

@@ -32,9 +32,9 @@ class TinyModel(Section):
 
     kind: Literal["tiny"]
     seed: Seed = 0
-    hidden_size: Annotated[int, Field(ge=16, multiple_of=16)] = 128
-    num_layers: Count = 4
-    pretrain_steps: Seed = 400
+    hidden_size: Annotated[int, Field(ge=32, multiple_of=32)] = 128
+    num_layers: Count = 2
+    pretrain_steps: Seed = 250
 
 
 class HubModel(Section):
