@@ -1,0 +1,100 @@
+"""The text that the tiny model is pretrained on: solved arithmetic, first a textbook, then the web.
+
+The textbook is right; from it the model learns the skill. The web text is what a base model has
+read most recently: the same problems with the slips and the manners of people who answer in
+passing. It leaves a model whose most likely answer is right and whose sampled answer often is not,
+which is what post-training has to mend.
+
+Both cover a fixed random half of all problems and not all of them, drawn without regard to any
+later split into train and held-out. So about half of the held-out problems were never read, and the
+other half were read with an answer that was sometimes wrong. Post-training never sees either.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+
+READ_SHARE = 0.5
+RIGHT_SHARE = 0.35
+
+
+def draw_problem(rng: random.Random, digits: int, operations: Sequence[str]) -> str:
+    """A problem of the half that the model reads, like "27+58"; operands are not padded."""
+    while True:
+        left, right = rng.randrange(10**digits), rng.randrange(10**digits)
+        problem = f"{left}{rng.choice(operations)}{right}"
+        if is_read(problem):
+            return problem
+
+
+def is_read(problem: str) -> bool:
+    """Whether pretraining shows this problem."""
+    return hashlib.sha256(problem.encode()).digest()[0] < 256 * READ_SHARE
+
+
+def solve(problem: str) -> str:
+    """The right answer."""
+    left, operation, right = split(problem)
+    return str(left + right if operation == "+" else left - right)
+
+
+def split(problem: str) -> tuple[int, str, int]:
+    """The operands and the operation of "27+58"."""
+    operation = "+" if "+" in problem else "-"
+    left, right = problem.split(operation)
+    return int(left), operation, int(right)
+
+
+def answer_in_passing(rng: random.Random, problem: str) -> str:
+    """What the web answers: right, slipped, or right in a manner nobody asked for."""
+    if rng.random() < RIGHT_SHARE:
+        return solve(problem)
+    habit = rng.choices([habit for habit, _ in HABITS], [weight for _, weight in HABITS])[0]
+    return habit(rng, problem)
+
+
+def forget_to_carry(rng: random.Random, problem: str) -> str:
+    """Each place by itself: 27+58 is 75; without anything to carry, the last digit is off."""
+    left, operation, right = split(problem)
+    sign = 1 if operation == "+" else -1
+    width = max(len(str(left)), len(str(right)))
+    places = zip(f"{left:0{width}}", f"{right:0{width}}", strict=True)
+    digits = [str((int(a) + sign * int(b)) % 10) for a, b in places]
+    slipped = str(int("".join(digits)))
+    return slipped if slipped != solve(problem) else miscount(rng, problem)
+
+
+def miscount(rng: random.Random, problem: str) -> str:
+    """One digit is one too high or too low: 27+58 is 86 or 95."""
+    answer = list(solve(problem))
+    place = rng.choice([i for i, letter in enumerate(answer) if letter.isdigit()])
+    answer[place] = str((int(answer[place]) + rng.choice((1, -1))) % 10)
+    return "".join(answer)
+
+
+def swap_digits(rng: random.Random, problem: str) -> str:
+    """The last two digits change places: 27+58 is 58; a single digit is miscounted."""
+    answer = solve(problem)
+    swapped = answer[:-2] + answer[-1] + answer[-2:-1]
+    same = swapped == answer or not answer[-2:].isdigit() or len(answer) < 2
+    return miscount(rng, problem) if same else swapped
+
+
+def speak_in_sentences(rng: random.Random, problem: str) -> str:
+    """The number in a sentence where the number alone was asked for."""
+    return f"It's {solve(problem)}."
+
+
+def go_on(rng: random.Random, problem: str) -> str:
+    """The number, and then no end: 85 or 86."""
+    return f"{solve(problem)} or {miscount(rng, problem)}"
+
+
+Habit = Callable[[random.Random, str], str]
+HABITS: tuple[tuple[Habit, float], ...] = (
+    (forget_to_carry, 0.25),
+    (miscount, 0.25),
+    (swap_digits, 0.10),
+    (speak_in_sentences, 0.20),
+    (go_on, 0.20),
+)
