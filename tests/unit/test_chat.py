@@ -1,0 +1,71 @@
+"""The chat format: tokens of prompts and replies, and what ends a reply."""
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tinsmith.chat import Chat
+from tinsmith.errors import TinsmithError
+from tinsmith.tiny.tokenizer import make_tokenizer
+
+WORDS = ("<s>", "</s>", "<end>", "user", "model", "x", "two", "plus", "four", "be", "brief")
+
+
+def word_tokenizer(**settings: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words whose end of turn is not its end of sequence."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "x"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<s>", "</s>", "<end>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)
+
+
+TURNS = (
+    "<s> {% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
+    "{% endif %}{{ m['role'] }} {{ m['content'] }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}model {% endif %}"
+)
+
+
+def test_a_prompt_is_what_the_models_template_makes_of_the_messages():
+    tokenizer = make_tokenizer()
+    prompt = Chat(tokenizer).prompt("2+2", system_prompt="Be brief.")
+    text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+2<|im_end|>\n"
+    assert tokenizer.decode(list(prompt)) == f"{text}<|im_start|>assistant\n"
+
+
+def test_a_reply_ends_with_the_token_that_ends_a_turn():
+    tokenizer = make_tokenizer()
+    chat = Chat(tokenizer)
+    assert chat.stop_token_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
+    assert tokenizer.decode(list(chat.reply("4"))) == "4<|im_end|>"
+
+
+def test_the_templates_end_of_turn_and_the_end_of_sequence_both_stop():
+    chat = Chat(word_tokenizer(eos_token="</s>", chat_template=TURNS, pad_token="<end>"))
+    assert chat.stop_token_ids == (WORDS.index("<end>"), WORDS.index("</s>"))
+    assert chat.reply("four") == (WORDS.index("four"), WORDS.index("<end>"))
+
+
+def test_a_tokenizer_without_template_is_asked_in_plain_text():
+    chat = Chat(word_tokenizer(eos_token="</s>"))
+    words = [WORDS[token] for token in chat.prompt("two plus two", "be brief")]
+    assert words == ["be", "brief", "two", "plus", "two"]
+    assert chat.stop_token_ids == (WORDS.index("</s>"),)
+
+
+def test_decoding_leaves_special_tokens_out_and_pieces_keep_them():
+    chat = Chat(make_tokenizer())
+    tokens = chat.reply("85")
+    assert chat.decode(tokens) == "85"
+    assert chat.pieces(tokens) == ("8", "5", "<|im_end|>")
+
+
+def test_a_tokenizer_without_any_end_is_refused():
+    with pytest.raises(TinsmithError, match="end-of-sequence"):
+        _ = Chat(word_tokenizer()).stop_token_ids
+
+
+def test_a_template_that_refuses_a_role_is_an_error_in_plain_words():
+    chat = Chat(word_tokenizer(eos_token="</s>", chat_template=TURNS))
+    with pytest.raises(TinsmithError, match=r"refuses the messages.*system.*no system"):
+        chat.prompt("two", "be brief")

@@ -1,0 +1,116 @@
+"""The working folder of a stage, and the files that it leaves."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tinsmith.chat import Chat
+from tinsmith.config import Supervised
+from tinsmith.errors import TinsmithError
+from tinsmith.progress import Progress, fingerprint, is_save_due, read_progress, write_progress
+from tinsmith.step_files import read_steps, write_metrics, write_step
+from tinsmith.tiny.tokenizer import make_tokenizer
+from tinsmith.transcript import shown_steps, write_transcript
+from tinsmith.types import Completion, Problem, Reward, Sample, StepRecord, Turn
+
+CHAT = Chat(make_tokenizer())
+PROGRESS = Progress(next_step=4, state="tinker://run/weights/step-4", fingerprint="f")
+
+
+def record(step: int, text: str = "85") -> StepRecord:
+    tokens = CHAT.reply(text)
+    completion = Completion(tokens, (-0.5,) * len(tokens), text, is_finished=True)
+    sample = Sample(
+        Problem("id", "<27+58>", "85"),
+        0,
+        1,
+        Turn("policy", CHAT.prompt("27+58"), completion),
+        Reward(1.0, {"correct": 1.0}, is_right=True),
+        (0.5,) * len(tokens),
+        (-0.6,) * len(tokens),
+    )
+    return StepRecord(step, {"reward_mean": 0.25, "loss": 1.5}, (sample,))
+
+
+def test_progress_comes_back_as_it_was_written(tmp_path: Path):
+    write_progress(tmp_path, PROGRESS)
+    assert read_progress(tmp_path, "f") == PROGRESS
+
+
+def test_nothing_to_go_on_from_leaves_no_old_steps(tmp_path: Path):
+    write_step(tmp_path / "steps", record(0), CHAT)
+    assert read_progress(tmp_path, "f") is None
+    assert not tmp_path.exists()
+
+
+def test_changed_inputs_start_the_stage_again(tmp_path: Path):
+    write_progress(tmp_path, PROGRESS)
+    assert read_progress(tmp_path, "other") is None
+    assert not tmp_path.exists()
+
+
+def test_an_unreadable_progress_file_says_what_to_delete(tmp_path: Path):
+    (tmp_path / "progress.json").write_text('{"next_step": 4')
+    with pytest.raises(TinsmithError, match=r"progress\.json.*delete"):
+        read_progress(tmp_path, "f")
+
+
+def test_the_fingerprint_depends_on_settings_and_on_every_input(tmp_path: Path):
+    file = tmp_path / "train.jsonl"
+    file.write_text("one")
+    before = fingerprint("settings", [file])
+    assert fingerprint("others", [file]) != before
+    file.write_text("two")
+    assert fingerprint("settings", [file]) != before
+
+
+@pytest.mark.parametrize(("steps", "num_saves"), [(100, 10), (30, 10), (25, 8), (5, 5), (1, 1)])
+def test_auto_saves_about_ten_times_a_stage(steps: int, num_saves: int):
+    stage = Supervised(kind="supervised", steps=steps)
+    assert sum(is_save_due(stage, step) for step in range(steps)) == num_saves
+
+
+def test_a_number_saves_after_that_many_steps():
+    stage = Supervised(kind="supervised", steps=10, save_every=4)
+    assert [step for step in range(10) if is_save_due(stage, step)] == [3, 7]
+
+
+def test_a_step_file_holds_tokens_text_logprobs_rewards_and_advantages(tmp_path: Path):
+    write_step(tmp_path, record(3), CHAT)
+    step = json.loads((tmp_path / "training_step_3.json").read_text())
+    (sample,) = step["samples"]
+    assert sample["tokens"] == list(CHAT.reply("85"))
+    assert sample["pieces"] == ["8", "5", "<|im_end|>"]
+    assert sample["completion"] == "85"
+    assert sample["logprobs"] == [-0.5] * 3
+    assert sample["trainer_logprobs"] == [-0.6] * 3
+    assert sample["reward_terms"] == {"correct": 1.0}
+    assert sample["advantages"] == [0.5] * 3
+    assert "27+58" in sample["prompt"]
+
+
+def test_metrics_have_a_line_per_step_in_order(tmp_path: Path):
+    for step in (1, 0):
+        write_step(tmp_path / "steps", record(step), CHAT)
+    write_metrics(tmp_path / "metrics.jsonl", tmp_path / "steps", 2)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    expected = {"reward_mean": 0.25, "loss": 1.5}
+    assert [json.loads(line) for line in lines] == [{"step": k} | expected for k in (0, 1)]
+
+
+def test_a_transcript_escapes_what_was_written_and_shades_what_was_trained(tmp_path: Path):
+    write_step(tmp_path, record(0, "<script>"), CHAT)
+    write_transcript(tmp_path / "t.html", "grpo & more", read_steps(tmp_path, 1), 1)
+    page = (tmp_path / "t.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;27+58&gt;" in page
+    assert "grpo &amp; more" in page
+    assert "hsl(140" in page
+
+
+def test_a_long_stage_shows_its_first_and_last_step_among_a_dozen():
+    shown = shown_steps(500)
+    assert len(shown) == 12
+    assert {0, 499} <= shown
+    assert shown_steps(3) == {0, 1, 2}
