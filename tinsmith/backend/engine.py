@@ -10,14 +10,17 @@ from tinsmith.backend.futures import Failure, Promise, Result
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.errors import TinsmithError
 
+# Sampling alone for long does not entitle operations to more than this in one go.
+MAX_CREDIT_S = 1.0
 log = logging.getLogger(__name__)
 
 
 class Engine:
     """Runs operations in the order of their submission, and sampling in between.
 
-    After an operation that took t seconds sampling gets up to t seconds, so that neither waits
-    for all of the other's queue.
+    While both have work, each gets about half of the time, so that neither waits for all of the
+    other's queue. Taking in a sample request is an operation too, a short one: all that arrived
+    during a sampling step join the batch before the next.
     """
 
     def __init__(self, sampler: SamplerPool) -> None:
@@ -44,23 +47,24 @@ class Engine:
             self._changed.notify()
 
     def _run(self) -> None:
-        share_s = 0.0
+        lead_s = 0.0  # by which operations are ahead of sampling
         while True:
             with self._changed:
                 while not (self._operations or self._is_stopping or not self._sampler.is_idle):
                     self._changed.wait()
                 if self._is_stopping:
                     return
-                is_turn = share_s <= 0 or self._sampler.is_idle
-                next_up = self._operations.popleft() if self._operations and is_turn else None
+                is_turn = bool(self._operations) and (lead_s <= 0 or self._sampler.is_idle)
+                next_up = self._operations.popleft() if is_turn else None
             start = time.monotonic()
             if next_up is not None:
                 _execute(*next_up)
-                share_s = time.monotonic() - start
-            if not self._sampler.is_idle:
-                start = time.monotonic()
+                lead_s += time.monotonic() - start
+            elif not self._sampler.is_idle:
                 self._sampler.step()
-                share_s -= time.monotonic() - start
+                lead_s = max(lead_s - (time.monotonic() - start), -MAX_CREDIT_S)
+            if self._sampler.is_idle:
+                lead_s = 0.0
 
 
 def _execute(operation: Callable[[], Result | None], promise: Promise) -> None:

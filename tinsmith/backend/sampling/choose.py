@@ -35,11 +35,11 @@ def choose(
 def _invert(logprobs_nV: Tensor, uniform_n: Sequence[float]) -> Tensor:
     # In float64, since a float32 sum over a large vocabulary loses its last tokens.
     cumulated_nV = logprobs_nV.exp().to(torch.float64).cumsum(dim=-1)
-    threshold_n1 = _column(uniform_n, cumulated_nV) * cumulated_nV[:, -1:]
-    tokens_n = torch.searchsorted(cumulated_nV, threshold_n1, right=True)[:, 0]
-    # u * total can round up to the total itself; the last token with any probability is meant.
-    last_n = (logprobs_nV.shape[1] - 1) - (logprobs_nV > -torch.inf).flip(1).int().argmax(dim=1)
-    return torch.minimum(tokens_n, last_n)
+    total_n1 = cumulated_nV[:, -1:]
+    # u * total can round up to the total itself; a token with some probability is meant.
+    below_n1 = torch.nextafter(total_n1, torch.zeros_like(total_n1))
+    threshold_n1 = torch.minimum(_column(uniform_n, total_n1) * total_n1, below_n1)
+    return torch.searchsorted(cumulated_nV, threshold_n1, right=True)[:, 0]
 
 
 def _truncated(logprobs_nV: Tensor, requests: Sequence[SamplingRequest]) -> Tensor:

@@ -1,0 +1,1 @@
+"""Speed side by side with peers: same model, same machine, same run."""
