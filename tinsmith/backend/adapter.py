@@ -5,6 +5,7 @@ LoRA: y = W x + (alpha / r) B A x (Hu et al. 2021, eq. 3).
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,11 @@ def attach_adapter(base: BaseModel, settings: LoraSettings, seed: int) -> PreTra
     """
     module = base.module_tree()
     targets = linear_layers(module, settings)
-    inject_adapter_in_model(peft_config(settings, targets), module, adapter_name=ADAPTER)
+    with warnings.catch_warnings():
+        # PEFT warns that merging into a tied unembedding changes the embedding; the adapter is
+        # merged into a copy of the unembedding alone (sampling/replica.py).
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        inject_adapter_in_model(peft_config(settings, targets), module, adapter_name=ADAPTER)
     generator = torch.Generator().manual_seed(seed)
     for _, a, b in lora_pairs(module):
         bound = 1 / math.sqrt(a.shape[1])

@@ -1,0 +1,87 @@
+"""What only a GPU can show; skipped, with the reason, where there is none."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tinsmith.backend.adapter import LoraSettings, attach_adapter, lora_pairs
+from tinsmith.backend.base_model import BaseModel, load_base_models
+from tinsmith.backend.datums import Datum
+from tinsmith.backend.sampling.batch import Job, SamplingBatch
+from tinsmith.backend.sampling.replica import make_replica
+from tinsmith.backend.sampling.request import SamplingRequest, SamplingResult
+from tinsmith.backend.trainer import AdamParams, Trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+# Published bar for bfloat16: mean |log p (sampler) - log p (trainer)|; float32 as on the CPU.
+MEAN_GAP = {"bfloat16": 0.015, "float32": 1e-4}
+
+
+@pytest.fixture(params=["bfloat16", "float32"])
+def base(request: pytest.FixtureRequest, qwen3_dir: Path) -> BaseModel:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return load_base_models({"m": str(qwen3_dir)}, "cuda", request.param)["m"]
+
+
+def test_auto_means_cuda_and_bfloat16(qwen3_dir: Path) -> None:
+    base = load_base_models({"m": str(qwen3_dir)}, "auto", "auto")["m"]
+    assert base.device.type == "cuda"
+    assert base.dtype == torch.bfloat16
+
+
+def test_sampler_and_trainer_agree_on_the_gpu(base: BaseModel) -> None:
+    trainer = _trained(base)
+    result = _sample(base, trainer)
+    data, sampled = [], []
+    for completion in result.sequences:
+        tokens = np.array([*PROMPT, *completion.tokens])
+        weights = np.zeros(len(tokens) - 1, np.float32)
+        weights[len(PROMPT) - 1 :] = 1
+        data.append(Datum(tokens[:-1], tokens[1:], {"weights": weights}))
+        sampled.append(np.array(completion.logprobs))
+    scored = trainer.forward_backward(data, "cross_entropy", forward_only=True).logprobs
+    gaps = [np.abs(s[len(PROMPT) - 1 :] - q) for s, q in zip(scored, sampled, strict=True)]
+    assert np.concatenate(gaps).mean() <= MEAN_GAP[str(base.dtype).removeprefix("torch.")]
+
+
+def test_adapters_are_float32_and_learn_on_the_gpu(base: BaseModel) -> None:
+    trainer = _trained(base)
+    for a, b in trainer.weights().pairs.values():
+        assert a.dtype == b.dtype == torch.float32
+        assert a.device.type == "cuda"
+        assert b.abs().max() > 0
+
+
+def test_one_base_is_shared_by_all_adapters(base: BaseModel) -> None:
+    first = attach_adapter(base, LoraSettings(4, 32.0), seed=0)
+    adapters = {id(p) for _, a, b in lora_pairs(first) for p in (a, b)}
+    shared = {p.data_ptr() for p in base.module.parameters()}
+    assert all(p.data_ptr() in shared for p in first.parameters() if id(p) not in adapters)
+
+
+PROMPT = (5, 6, 7, 8)
+
+
+def _trained(base: BaseModel) -> Trainer:
+    """A trainer after three steps on fixed data, so that B is not zero."""
+    trainer = Trainer(base, LoraSettings(8, 32.0), seed=1, token_budget=256)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        tokens = rng.integers(0, 300, size=(6, 20))
+        data = [Datum(t[:-1], t[1:], {"weights": np.ones(19, np.float32)}) for t in tokens]
+        trainer.forward_backward(data, "cross_entropy", forward_only=False)
+        trainer.optim_step(AdamParams(1e-3, 0.9, 0.95, 1e-8, 0.0, 0.0))
+    return trainer
+
+
+def _sample(base: BaseModel, trainer: Trainer) -> SamplingResult:
+    results: list[SamplingResult] = []
+    batch = SamplingBatch(base, make_replica(base, trainer.weights()), 256, 10**6)
+    request = SamplingRequest(PROMPT, 16, 32, 1.0, -1, 1.0, 3, frozenset())
+    batch.add(Job(request, results.append, lambda error: pytest.fail(str(error))))
+    while not batch.is_idle:
+        batch.step()
+    return results[0]
