@@ -23,6 +23,7 @@ rule prepare_data:
     shell:
         "python -m scripts.prepare_data"
         " --settings {params.settings:q}"
+        " --setup {input.setup:q}"
         " --train {output.train:q}"
         " --heldout {output.heldout:q}"
         " --stats {output.stats:q}"

@@ -21,6 +21,7 @@ rule prepare_model:
     shell:
         "python -m scripts.prepare_model"
         " --settings {params.settings:q}"
+        " --setup {input.setup:q}"
         " --model {output.model:q}"
         " --download {params.download:q}"
         " --log {log:q}"

@@ -15,16 +15,18 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--heldout", type=Path, required=True)
     parser.add_argument("--stats", type=Path, required=True)
+    parser.add_argument("--setup", type=Path, required=True)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--metadata", type=Path, required=True)
     args = parser.parse_args()
     data = args.settings.data
+    source = {"source": Path(data.path)} if isinstance(data, FileData) else {}
     with job(
         rule="prepare_data",
         log=args.log,
         metadata=args.metadata,
         settings=args.settings,
-        inputs={"source": Path(data.path)} if isinstance(data, FileData) else {},
+        inputs={"setup": args.setup} | source,
         outputs={"train": args.train, "heldout": args.heldout, "stats": args.stats},
         seeds={"split": data.split_seed},
     ):

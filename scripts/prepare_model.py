@@ -14,6 +14,7 @@ def main() -> None:
     parser.add_argument("--settings", type=settings_of(ModelSettings), required=True)
     parser.add_argument("--model", type=Path, required=True, help="the directory to make")
     parser.add_argument("--download", type=Path, required=True, help="keeps a broken download")
+    parser.add_argument("--setup", type=Path, required=True)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--metadata", type=Path, required=True)
     args = parser.parse_args()
@@ -23,7 +24,7 @@ def main() -> None:
         log=args.log,
         metadata=args.metadata,
         settings=args.settings,
-        inputs={},
+        inputs={"setup": args.setup},
         outputs={"model": args.model},
         seeds={"model": settings.model.seed} if isinstance(settings.model, TinyModel) else {},
     ):

@@ -9,6 +9,7 @@ from typing import Any
 from tinsmith.config import FileData, PathModel, ReportSettings, SetupSettings, check
 from tinsmith.errors import TinsmithError
 from tinsmith.models import check_model_directory
+from tinsmith.report.results import reported_files
 from tinsmith.runs import BASE, RunConfig, expand, settings_json
 
 NOTHING = "(?!)"
@@ -82,15 +83,7 @@ class Plan:
         return settings_json(self._run(wildcards).export_settings())
 
     def report_settings(self, wildcards: Any) -> str:
-        runs = self.runs.values()
-        return settings_json(
-            ReportSettings(
-                config=self._any_run().config,
-                runs={run.name: run.swept | {"seed": run.seed} for run in runs},
-                models=tuple(sorted({run.model_key for run in runs})),
-                data=tuple(sorted({run.data_key for run in runs})),
-            )
-        )
+        return settings_json(self._report_settings())
 
     # Files.
 
@@ -143,25 +136,7 @@ class Plan:
 
     def reported_files(self, wildcards: Any) -> list[str]:
         """All that the report shows; every one is a file that some rule declares."""
-        files = ["results/setup/run_metadata.json"]
-        for run in self.runs.values():
-            files += [
-                f"data/{run.data_key}/stats.json",
-                f"data/{run.data_key}/run_metadata.json",
-                f"results/{run.name}/export/run_metadata.json",
-                f"results/{run.name}/{BASE}/evaluation/evaluation.json",
-                f"results/{run.name}/{BASE}/evaluation/samples.jsonl",
-            ]
-            if not isinstance(run.config.model, PathModel):
-                files.append(f"models/{run.model_key}.run_metadata.json")
-            for stage in run.stage_names():
-                files += [
-                    f"results/{run.name}/{stage}/metrics.jsonl",
-                    f"results/{run.name}/{stage}/run_metadata.json",
-                    f"results/{run.name}/{stage}/evaluation/evaluation.json",
-                    f"results/{run.name}/{stage}/evaluation/samples.jsonl",
-                ]
-        return sorted(set(files))
+        return [str(path) for path in reported_files(self._report_settings()).values()]
 
     def exports(self) -> list[str]:
         return [f"results/{name}/export/check.json" for name in self.runs]
@@ -173,6 +148,16 @@ class Plan:
 
     def gpus(self, wildcards: Any) -> int:
         return self._run(wildcards).config.backend.gpus
+
+    def _report_settings(self) -> ReportSettings:
+        runs = self.runs.values()
+        made = {r.model_key for r in runs if not isinstance(r.config.model, PathModel)}
+        return ReportSettings(
+            config=self._any_run().config,
+            runs={run.name: {"seed": run.seed, **run.swept} for run in runs},
+            models=tuple(sorted(made)),
+            data=tuple(sorted({run.data_key for run in runs})),
+        )
 
     def _run(self, wildcards: Any) -> RunConfig:
         return self.runs[wildcards.run]

@@ -1,0 +1,157 @@
+"""The config: what it accepts, and the one paragraph that each fault gets."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinsmith.config import Config, Grpo, check, load
+from tinsmith.errors import TinsmithError
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    """A small valid config with some sections replaced."""
+    return {
+        "model": {"kind": "tiny"},
+        "data": {"kind": "arithmetic"},
+        "task": {"kind": "arithmetic"},
+        "stages": [{"kind": "supervised", "steps": 4}, {"kind": "grpo", "steps": 2}],
+    } | changes
+
+
+def grpo(**changes: Any) -> dict[str, Any]:
+    stages = [{"kind": "supervised", "steps": 4}, {"kind": "grpo", "steps": 2} | changes]
+    return config(stages=stages)
+
+
+def complaint(values: Any) -> str:
+    with pytest.raises(TinsmithError) as caught:
+        check(values)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_defaults_fill_what_is_left_out() -> None:
+    checked = check(config())
+    assert checked.lora.rank == 32
+    assert checked.seeds == (0,)
+    assert isinstance(checked.stages[1], Grpo)
+    assert checked.stages[1].name == "grpo"
+
+
+def test_a_checked_config_cannot_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        check(config()).lora.rank = 8  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_resolved_config_is_itself_valid() -> None:
+    checked = check(config(sweep={"grpo.learning_rate": [1e-4, "auto"]}))
+    assert check(checked.model_dump(mode="json")) == checked
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (config(modell=1), "config.yaml: modell is not a known key; did you mean 'model'?"),
+        (grpo(sample_per_problem=4), "stages[1].sample_per_problem is not a known key; did you"),
+        (grpo(samples_per_problem=1), "stages[1].samples_per_problem must be at least 2, got 1"),
+        (grpo(steps="ten"), "stages[1].steps must be a whole number, got 'ten'"),
+        (grpo(steps=1.5), "stages[1].steps must be a whole number, got 1.5"),
+        (grpo(steps=True), "stages[1].steps must be a whole number, got True"),
+        (grpo(learning_rate="fast"), "learning_rate must be a number or 'auto', got 'fast'"),
+        (grpo(learning_rate=float("nan")), "stages[1].learning_rate"),
+        (grpo(kind="grppo"), "stages[1].kind must be one of supervised, rejection, grpo, got"),
+        (grpo(name="supervised"), "stages[1].name must be unique, got 'supervised' twice"),
+        (grpo(name="base"), "stages[1].name must not be one of"),
+        (grpo(name="Gr/po"), "stages[1].name must hold small letters"),
+        (config(model={}), "model needs its `kind`"),
+        (config(model={"kind": "tinny"}), "model.kind must be one of tiny, hub, path, got 'tinny'"),
+        (config(model={"kind": "path"}), "model.path is required"),
+        (config(model={"kind": "hub", "name": "a/b", "revision": "main"}), "full commit hash"),
+        (config(lora={"rank": 0}), "lora.rank must be at least 1, got 0"),
+        (config(lora=3), "lora must be a mapping, got 3"),
+        (config(seeds=[]), "seeds must have at least 1 entries"),
+        (config(seeds=[1, 1]), "seeds must be distinct"),
+        (config(stages=[]), "stages must have at least 1 entries"),
+        (config(data={"kind": "arithmetic", "digits": 1, "num_problems": 101}), "at most 100"),
+        (config(data={"kind": "file", "path": "a.txt", "held_out": 9}), "end in .jsonl, .csv or"),
+        (config(evaluation={"num_problems": 501}), "must be at most data.held_out = 500, got 501"),
+        (config(evaluation={"pass_at_k": [8]}), "evaluation.pass_at_k must not exceed"),
+        (config(evaluation={"temperature": 0.0}), "samples_per_problem must be 1 at temperature 0"),
+        (config(task={"kind": "qa", "grader": "exact", "prompt_template": "?"}), "{question}"),
+        (config(backend={"kind": "api"}), "model.kind must be 'hub' with backend.kind 'api'"),
+        (["model"], "the config must be a mapping of sections, got ['model']"),
+        (None, "the config must be a mapping of sections, got None"),
+    ],
+)
+def test_every_fault_names_the_key_the_rule_and_the_value(values: Any, said: str) -> None:
+    assert said in complaint(values)
+
+
+def test_all_faults_are_told_at_once() -> None:
+    message = complaint(config(lora={"rank": 0}, seeds=3))
+    assert "lora.rank must be at least 1, got 0; seeds must be a list, got 3" in message
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        config(backend={"api_key": "x"}),
+        config(backend={"kind": "local", "TINKER_API_KEY": "x"}),
+        config(task={"kind": "arithmetic", "system_prompt": "hf_abcdefghijklmnopqrst"}),
+        config(stages=[{"kind": "supervised", "steps": 1, "name": "tml-abcdefghijklmnop"}]),
+    ],
+)
+def test_a_secret_in_the_config_is_refused_without_repeating_it(values: dict[str, Any]) -> None:
+    message = complaint(values)
+    assert "secrets do not belong in the config" in message
+    assert "abcdef" not in message
+
+
+def test_an_exponent_without_a_point_is_the_number_it_looks_like(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "model: {kind: tiny}\ndata: {kind: arithmetic}\ntask: {kind: arithmetic}\n"
+        "stages: [{kind: grpo, steps: 1, learning_rate: 1e-4}]\n"
+    )
+    assert load(file).stages[0].learning_rate == 1e-4
+
+
+def test_a_file_that_is_no_yaml_says_where(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("model: {kind: tiny\nstages: []\n")
+    with pytest.raises(TinsmithError, match=r"not valid YAML: .*line 2"):
+        load(file)
+
+
+def test_the_environment_chooses_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = {"kind": "hub", "name": "Qwen/Qwen3-4B", "revision": "0" * 40}
+    monkeypatch.setenv("TINKER_BACKEND", "api")
+    assert check(config(model=hub, backend={"kind": "local"})).backend.kind == "api"
+    monkeypatch.setenv("TINKER_BACKEND", "remote")
+    assert "backend.kind must be 'local' or 'api', got 'remote'" in complaint(config())
+
+
+@pytest.mark.parametrize(
+    ("sweep", "said"),
+    [
+        ({"grpo.lr": [1]}, "sweep.grpo.lr is not a key of the config"),
+        ({"grppo.steps": [1]}, "did you mean 'grpo'?"),
+        ({"grpo.steps": [1, 0]}, "sweep.grpo.steps: stages[1].steps must be at least 1, got 0"),
+        ({"grpo.steps": []}, "must list at least one value"),
+        ({"grpo.steps": 3}, "sweep.grpo.steps must be a list, got 3"),
+        ({"seeds": [[0]]}, "must be a stage's name or a section, a dot and a key of it"),
+        ({"lora": [{}]}, "must be a stage's name or a section, a dot and a key of it"),
+    ],
+)
+def test_swept_keys_exist_and_can_take_their_values(sweep: Any, said: str) -> None:
+    assert said in complaint(config(sweep=sweep))
+
+
+def test_every_config_that_the_repository_ships_is_valid() -> None:
+    root = Path(__file__).parents[2]
+    files = [root / "config.yaml", *sorted((root / "configs").glob("*.yaml"))]
+    assert len(files) >= 3
+    for file in files:
+        assert isinstance(load(file), Config)
