@@ -1,0 +1,81 @@
+"""Fixtures that several parts of the suite share; heavy imports wait until one is used."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.models import make_model
+
+if TYPE_CHECKING:
+    import tinker
+
+    from tinsmith.backend.base_model import BaseModel
+    from tinsmith.serving import Endpoint
+
+ARCHITECTURES = ("qwen3", "llama")
+
+
+@pytest.fixture(scope="session")
+def qwen3_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Qwen3 model with tied embeddings; treat it as read-only."""
+    return make_model(tmp_path_factory.mktemp("models") / "qwen3", "qwen3")
+
+
+@pytest.fixture(scope="session")
+def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama model; treat it as read-only."""
+    return make_model(tmp_path_factory.mktemp("models") / "llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def model_dirs(qwen3_dir: Path, llama_dir: Path) -> dict[str, Path]:
+    return {"qwen3": qwen3_dir, "llama": llama_dir}
+
+
+@pytest.fixture(scope="session")
+def bases(model_dirs: dict[str, Path]) -> "dict[str, BaseModel]":
+    """Both models as the backend loads them, in this process."""
+    import torch
+
+    from tinsmith.backend.base_model import load_base_models
+
+    torch.set_num_threads(1)
+    sources = {name: str(directory) for name, directory in model_dirs.items()}
+    return load_base_models(sources, "cpu", "float32")
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def base(request: pytest.FixtureRequest, bases: "dict[str, BaseModel]") -> "BaseModel":
+    """Each model in turn."""
+    return bases[request.param]
+
+
+@pytest.fixture(scope="session")
+def endpoint(
+    model_dirs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> "Iterator[Endpoint]":
+    """One server of both models for the whole session; its token budget forces micro-batches."""
+    from tinsmith.serving import local_server
+
+    folder = tmp_path_factory.mktemp("server")
+    sources = {name: str(directory) for name, directory in model_dirs.items()}
+    options = [f"--store={folder / 'store'}", "--token-budget=256", "--threads=1"]
+    with (
+        local_server(sources, options, log=folder / "log") as endpoint,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for variable, value in endpoint.environment().items():
+            patch.setenv(variable, value)
+        patch.setenv("TINKER_TELEMETRY", "0")
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def service(endpoint: "Endpoint") -> "Iterator[tinker.ServiceClient]":
+    """The SDK's own client of that server."""
+    import tinker
+
+    with tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key) as service:
+        yield service
