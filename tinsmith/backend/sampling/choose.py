@@ -1,11 +1,15 @@
 """Drawing the next token of every row, and its log-probability."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from tinsmith.backend.sampling.request import SamplingRequest
+from tinsmith.errors import TinsmithError
+
+SMALLEST_TEMPERATURE = 1e-30
 
 
 def choose(
@@ -19,7 +23,9 @@ def choose(
     """
     temperature = [request.temperature or 1.0 for request in requests]
     if any(t != 1.0 for t in temperature):
-        logits_nV = logits_nV / _column(temperature, logits_nV)
+        # The largest logit becomes 0 first, lest a division by a tiny temperature overflow.
+        logits_nV = logits_nV - logits_nV.amax(dim=-1, keepdim=True)
+        logits_nV = logits_nV / _column(temperature, logits_nV).clamp(min=SMALLEST_TEMPERATURE)
     logprobs_nV = torch.log_softmax(logits_nV, dim=-1)
     cut = [i for i, request in enumerate(requests) if request.top_k != -1 or request.top_p < 1]
     if cut:
@@ -28,8 +34,13 @@ def choose(
     greedy = [i for i, request in enumerate(requests) if request.temperature == 0]
     if greedy:
         tokens_n[greedy] = logprobs_nV[greedy].argmax(dim=-1)
-    chosen_n = logprobs_nV.gather(1, tokens_n[:, None])[:, 0]
-    return tokens_n.tolist(), chosen_n.tolist()
+    chosen = logprobs_nV.gather(1, tokens_n[:, None])[:, 0].tolist()
+    if any(math.isnan(logprob) for logprob in chosen):
+        raise TinsmithError(
+            "the model's logits must be finite, got NaN: the weights that are sampled from have "
+            "diverged; go back to an earlier checkpoint and lower the learning rate"
+        )
+    return tokens_n.tolist(), chosen
 
 
 def _invert(logprobs_nV: Tensor, uniform_n: Sequence[float]) -> Tensor:
@@ -39,7 +50,8 @@ def _invert(logprobs_nV: Tensor, uniform_n: Sequence[float]) -> Tensor:
     # u * total can round up to the total itself; a token with some probability is meant.
     below_n1 = torch.nextafter(total_n1, torch.zeros_like(total_n1))
     threshold_n1 = torch.minimum(_column(uniform_n, total_n1) * total_n1, below_n1)
-    return torch.searchsorted(cumulated_nV, threshold_n1, right=True)[:, 0]
+    tokens_n = torch.searchsorted(cumulated_nV, threshold_n1, right=True)[:, 0]
+    return tokens_n.clamp(max=logprobs_nV.shape[1] - 1)  # a NaN is found behind the last token
 
 
 def _truncated(logprobs_nV: Tensor, requests: Sequence[SamplingRequest]) -> Tensor:
