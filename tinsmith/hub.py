@@ -63,7 +63,13 @@ def _plainly(fetch: Callable[[], _Result], what: str, section: str, revision: st
     where = f"config.yaml: {section}"
     try:
         return fetch()
-    except errors.GatedRepoError as error:
+    except (errors.RepositoryNotFoundError, DatasetNotFoundError) as error:
+        # The library datasets says it in its message alone.
+        if not isinstance(error, errors.GatedRepoError) and "is a gated" not in str(error):
+            raise TinsmithError(
+                f"{what} must exist on the hub, or be visible to HF_TOKEN if it is private, but"
+                f" the hub does not show it at revision {revision} ({where}.name)"
+            ) from error
         raise TinsmithError(
             f"{what} is gated: ask for access on its page on huggingface.co, then set HF_TOKEN to a"
             f" token of that account, and run again ({where}.name)"
@@ -72,11 +78,6 @@ def _plainly(fetch: Callable[[], _Result], what: str, section: str, revision: st
         raise TinsmithError(
             f"{what} must have the pinned commit, got unknown revision {revision}"
             f" ({where}.revision)"
-        ) from error
-    except (errors.RepositoryNotFoundError, DatasetNotFoundError) as error:
-        raise TinsmithError(
-            f"{what} must exist on the hub, or be visible to HF_TOKEN if it is private, but the hub"
-            f" does not show it at revision {revision} ({where}.name)"
         ) from error
     except (ConnectionError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise TinsmithError(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tinsmith.config import FileData, PathModel, ReportSettings, SetupSettings, check
 from tinsmith.errors import TinsmithError
 from tinsmith.models import check_model_directory
@@ -19,10 +21,12 @@ def make_plan(config: Mapping[str, Any], command_line: Any) -> "Plan":
     """Check the config and the user's files that it names, before any job is planned.
 
     A file given by `--configfile` stands alone: merged into config.yaml, the keys of one kind of
-    model or data would meet those of another. `--config` changes keys of either.
+    model or data would meet those of another. `--config` changes keys of either; Snakemake leaves
+    the numbers in its lists as text.
     """
     given = [Path(path).name for path in command_line.configfiles]
     values = command_line.overwrite_config if given else config
+    values = _merged(values, _typed(command_line.config))
     runs = expand(check(values, ", ".join(given) or "config.yaml"))
     for run in runs.values():
         model, data = run.config.model, run.config.data
@@ -167,6 +171,20 @@ class Plan:
 
     def _any_run(self) -> RunConfig:
         return next(iter(self.runs.values()))
+
+
+def _merged(values: Any, changes: Any) -> Any:
+    if not isinstance(values, Mapping) or not isinstance(changes, Mapping):
+        return changes
+    return {**values, **{key: _merged(values.get(key), changes[key]) for key in changes}}
+
+
+def _typed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    return yaml.safe_load(value) if isinstance(value, str) else value
 
 
 def _either(names: Iterable[str]) -> str:
