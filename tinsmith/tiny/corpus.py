@@ -6,13 +6,17 @@ passing. It leaves a model whose most likely answer is right and whose sampled a
 which is what post-training has to mend.
 
 Both cover a fixed random half of all problems and not all of them, drawn without regard to any
-later split into train and held-out. So about half of the held-out problems were never read, and the
-other half were read with an answer that was sometimes wrong. Post-training never sees either.
+later split into train and held-out. So about half of the held-out problems were never read, the
+others were read with right and wrong answers, and post-training sees none of them.
 """
 
 import hashlib
 import random
 from collections.abc import Callable, Sequence
+
+from tinsmith.arithmetic import OPERATIONS
+
+Answer = Callable[[random.Random, str], str]
 
 READ_SHARE = 0.5
 RIGHT_SHARE = 0.35
@@ -35,7 +39,7 @@ def is_read(problem: str) -> bool:
 def solve(problem: str) -> str:
     """The right answer."""
     left, operation, right = split(problem)
-    return str(left + right if operation == "+" else left - right)
+    return str(OPERATIONS[operation](left, right))
 
 
 def split(problem: str) -> tuple[int, str, int]:
@@ -45,21 +49,25 @@ def split(problem: str) -> tuple[int, str, int]:
     return int(left), operation, int(right)
 
 
+def from_textbook(_: random.Random, problem: str) -> str:
+    """What the textbook answers."""
+    return solve(problem)
+
+
 def answer_in_passing(rng: random.Random, problem: str) -> str:
     """What the web answers: right, slipped, or right in a manner nobody asked for."""
     if rng.random() < RIGHT_SHARE:
         return solve(problem)
-    habit = rng.choices([habit for habit, _ in HABITS], [weight for _, weight in HABITS])[0]
-    return habit(rng, problem)
+    habits, weights = zip(*HABITS, strict=True)
+    return rng.choices(habits, weights)[0](rng, problem)
 
 
 def forget_to_carry(rng: random.Random, problem: str) -> str:
-    """Each place by itself: 27+58 is 75; without anything to carry, the last digit is off."""
+    """Each place by itself: 27+58 is 75. Where nothing is to be carried, a digit is miscounted."""
     left, operation, right = split(problem)
-    sign = 1 if operation == "+" else -1
     width = max(len(str(left)), len(str(right)))
     places = zip(f"{left:0{width}}", f"{right:0{width}}", strict=True)
-    digits = [str((int(a) + sign * int(b)) % 10) for a, b in places]
+    digits = [str(OPERATIONS[operation](int(a), int(b)) % 10) for a, b in places]
     slipped = str(int("".join(digits)))
     return slipped if slipped != solve(problem) else miscount(rng, problem)
 
@@ -73,11 +81,12 @@ def miscount(rng: random.Random, problem: str) -> str:
 
 
 def swap_digits(rng: random.Random, problem: str) -> str:
-    """The last two digits change places: 27+58 is 58; a single digit is miscounted."""
+    """The last two digits change places: 27+58 is 58. Where that changes nothing, one is off."""
     answer = solve(problem)
-    swapped = answer[:-2] + answer[-1] + answer[-2:-1]
-    same = swapped == answer or not answer[-2:].isdigit() or len(answer) < 2
-    return miscount(rng, problem) if same else swapped
+    tens, ones = answer[-2:-1], answer[-1]
+    if not tens.isdigit() or tens == ones:
+        return miscount(rng, problem)
+    return answer[:-2] + ones + tens
 
 
 def speak_in_sentences(rng: random.Random, problem: str) -> str:
@@ -90,8 +99,7 @@ def go_on(rng: random.Random, problem: str) -> str:
     return f"{solve(problem)} or {miscount(rng, problem)}"
 
 
-Habit = Callable[[random.Random, str], str]
-HABITS: tuple[tuple[Habit, float], ...] = (
+HABITS: tuple[tuple[Answer, float], ...] = (
     (forget_to_carry, 0.25),
     (miscount, 0.25),
     (swap_digits, 0.10),

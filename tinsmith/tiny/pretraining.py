@@ -1,7 +1,8 @@
 """Pretraining of the tiny model: a textbook until it can do sums, then web text until it slips."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from tinsmith.tiny.corpus import answer_in_passing, draw_problem, solve
+from tinsmith.tiny.corpus import Answer, answer_in_passing, draw_problem, from_textbook
 from tinsmith.tiny.tokenizer import CONTEXT_LENGTH, PAD, TURN_END, prompt_ids, token_id
 
 HEAD_SIZE = 32
@@ -34,10 +35,10 @@ class Corpus:
     def batches(self, steps: int) -> Iterator[Batch]:
         """Token ids [B, T] and loss weights [B, T]: the textbook's, then the web's."""
         for step in range(steps):
-            answer = _textbook if step < TEXTBOOK_SHARE * steps else answer_in_passing
-            yield self._batch(answer)
+            answer = from_textbook if step < TEXTBOOK_SHARE * steps else answer_in_passing
+            yield self.batch(answer)
 
-    def _batch(self, answer: Callable[[random.Random, str], str]) -> Batch:
+    def batch(self, answer: Answer) -> Batch:
         """Chats padded on the right; what the user says counts a tenth of what is answered."""
         pad, turn_end = (token_id(self.tokenizer, token) for token in (PAD, TURN_END))
         chats, prompt_lengths = [], []
@@ -55,10 +56,6 @@ class Corpus:
             weights_BT[row, : len(chat)] = 1.0
             weights_BT[row, :prompt_length] = PROMPT_WEIGHT
         return tokens_BT, weights_BT
-
-
-def _textbook(_: random.Random, problem: str) -> str:
-    return solve(problem)
 
 
 def new_model(
@@ -87,6 +84,17 @@ def new_model(
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.02, generator=generator)
     return model
+
+
+@contextmanager
+def fixed_threads() -> Iterator[None]:
+    """One thread, whatever the machine has: the number of threads changes the order of sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def pretrain(model: Qwen3ForCausalLM, batches: Iterable[Batch], steps: int) -> None:
@@ -134,3 +142,13 @@ def _loss(
     logits_NV, targets_N = model.lm_head(hidden_BTH[counts]), tokens_BT[:, 1:][counts]
     losses = cross_entropy(logits_NV, targets_N, reduction="none")
     return (losses * weights[counts]).sum() / weights.sum()
+
+
+@torch.no_grad()
+def share_solved(model: Qwen3ForCausalLM, corpus: Corpus) -> float:
+    """The share of problems whose likeliest answer, token for token, is the textbook's."""
+    tokens_BT, weights_BT = corpus.batch(from_textbook)
+    likeliest_BT = model(input_ids=tokens_BT[:, :-1]).logits.argmax(-1)
+    is_reply_BT = weights_BT[:, 1:] == 1.0
+    is_right_BT = (likeliest_BT == tokens_BT[:, 1:]) | ~is_reply_BT
+    return is_right_BT.all(dim=1).float().mean().item()
