@@ -125,7 +125,9 @@ def _api_key(given: str | None) -> tuple[str, bool]:
 
 
 def _stop_with_stdin() -> None:
-    sys.stdin.buffer.read()
+    # Not sys.stdin.read(), whose lock the interpreter wants when it ends.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -70,6 +70,12 @@ class Promises:
         self._drop_oldest_answered()
         return promise
 
+    def fail_pending(self, failure: Failure) -> None:
+        """Answer everything that is still open, since nobody will."""
+        for promise in self._promises.values():
+            if not promise.is_done:
+                promise.resolve(failure)
+
     def _drop_oldest_answered(self) -> None:
         while len(self._promises) > MAX_KEPT:
             oldest = next(iter(self._promises.values()))

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 import uvicorn
@@ -15,28 +17,43 @@ from tinsmith.backend.base_model import load_base_models
 from tinsmith.backend.check import check_model
 from tinsmith.backend.core import Core
 from tinsmith.backend.engine import Engine
+from tinsmith.backend.futures import Failure, Promises
 from tinsmith.backend.sampling.pool import SamplerPool, Snapshots
 from tinsmith.backend.settings import ServerSettings
 from tinsmith.backend.store import Store
 from tinsmith.errors import TinsmithError
 
+# What a client gets to fetch its last answers.
+SHUTDOWN_S = 3
 log = logging.getLogger(__name__)
 
 
 def serve(settings: ServerSettings) -> None:
     """Serve until SIGTERM or SIGINT. The port is taken before the models are loaded, so that a
     port in use is said at once."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _exit)  # uvicorn raises the signal again when it has shut down
     with _listening_socket(settings) as listener:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         with _core(settings) as core:
             host, port = listener.getsockname()[:2]
             app = make_app(core, settings.api_key)
-            server = _AnnouncingServer(
-                uvicorn.Config(app, log_level="warning", access_log=False, ws="none"),
-                f"Tinsmith serves {', '.join(core.bases)} at http://{host}:{port}",
+            config = uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                ws="none",
+                timeout_graceful_shutdown=SHUTDOWN_S,
             )
-            server.run(sockets=[listener])
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            announcement = f"Tinsmith serves {', '.join(core.bases)} at http://{address}"
+            _Server(config, announcement, core.promises).run(sockets=[listener])
+
+
+def _exit(number: int, _: object) -> NoReturn:
+    """Being told to stop is a clean end; Ctrl-C keeps the exit code that shells know."""
+    raise SystemExit(0 if number == signal.SIGTERM else 128 + number)
 
 
 @contextmanager
@@ -72,14 +89,19 @@ def _listening_socket(settings: ServerSettings) -> Iterator[socket.socket]:
         yield listener
 
 
-class _AnnouncingServer(uvicorn.Server):
-    """Says on standard output when it accepts requests."""
+class _Server(uvicorn.Server):
+    """Says on standard output when it accepts requests; lets nobody wait when it stops."""
 
-    def __init__(self, config: uvicorn.Config, announcement: str) -> None:
+    def __init__(self, config: uvicorn.Config, announcement: str, promises: Promises) -> None:
         super().__init__(config)
         self._announcement = announcement
+        self._promises = promises
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             print(self._announcement, file=sys.stdout, flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._promises.fail_pending(Failure("the server was stopped", "server"))
+        await super().shutdown(sockets)
