@@ -132,10 +132,11 @@ def expand(config: Config) -> dict[str, RunConfig]:
     """Every seed times every combination of the swept values, by the run's name."""
     keys = list(config.sweep)
     runs: dict[str, RunConfig] = {}
-    for values in itertools.product(*config.sweep.values()):
-        swept = dict(zip(keys, values, strict=True))
+    for chosen in itertools.product(*config.sweep.values()):
+        swept = dict(zip(keys, chosen, strict=True))
         said = ", ".join(f"{key} = {value}" for key, value in swept.items())
-        resolved = check_section(Config, replaced(config, swept), f"config.yaml: sweep ({said})")
+        values = replaced(config, swept, "config.yaml")
+        resolved = check_section(Config, values, f"config.yaml: sweep ({said})")
         for seed in config.seeds:
             run = RunConfig(_run_name(seed, swept), seed, swept, resolved)
             if run.name in runs:

@@ -13,7 +13,7 @@ from pydantic_core import from_json, to_json
 from tinsmith.config.complaints import complain
 from tinsmith.config.root import Config
 from tinsmith.config.sections import Section
-from tinsmith.config.sweeping import check_sweep
+from tinsmith.config.sweeping import swept_values
 from tinsmith.errors import TinsmithError
 
 BACKEND_VARIABLE = "TINKER_BACKEND"
@@ -44,7 +44,9 @@ def check(values: Any, source: str = "config.yaml") -> Config:
     if backend:
         plain = {**plain, "backend": {**(plain.get("backend") or {}), "kind": backend}}
     config = check_section(Config, plain, source)
-    check_sweep(config, lambda swept, key: check_section(Config, swept, f"{source}: sweep.{key}"))
+    for key, values in config.sweep.items():
+        for value in swept_values(config, key, values, source):
+            check_section(Config, value, f"{source}: sweep.{key}")
     return config
 
 
