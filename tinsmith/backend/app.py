@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -21,7 +22,7 @@ def make_app(core: Core, api_key: str) -> FastAPI:
     app = FastAPI(title="Tinsmith", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(routes.make_router(core))
     app.add_exception_handler(TinsmithError, _refuse)
-    app.add_exception_handler(RequestValidationError, _refuse_invalid)
+    app.add_exception_handler(RequestValidationError, partial(_refuse_invalid, core))
     app.add_exception_handler(HTTPException, _refuse_unknown)
 
     @app.middleware("http")
@@ -48,15 +49,22 @@ async def _refuse(_: Request, error: Exception) -> Response:
     return _error(404 if isinstance(error, NotFound) else 400, str(error))
 
 
-async def _refuse_invalid(request: Request, error: Exception) -> Response:
+async def _refuse_invalid(core: Core, request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return _error(422, f"{request.url.path}: " + "; ".join(map(_describe, error.errors())))
+    message = f"{request.url.path}: " + "; ".join(map(_describe, error.errors()))
+    match error.body:
+        case {"model_id": str(model_id), "seq_id": int(seq_id)} if core.sequencer.is_open(model_id):
+            promise = core.sequencer.refuse(model_id, seq_id, message)
+            return JSONResponse({"request_id": promise.request_id, "model_id": model_id})
+    return _error(422, message)
 
 
 def _describe(fault: dict[str, Any]) -> str:
     field = ".".join(str(part) for part in fault["loc"] if part != "body") or "body"
     if fault["type"] == "extra_forbidden":
         return f"{field} is not a field of this request that the server honours"
+    if fault["type"] == "missing":
+        return f"{field} is missing"
     return f"{field}: {fault['msg']}, got {str(fault.get('input'))[:80]}"
 
 

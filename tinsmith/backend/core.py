@@ -1,12 +1,13 @@
 """What all parts of a running server share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tinsmith.backend.base_model import BaseModel
 from tinsmith.backend.engine import Engine
 from tinsmith.backend.futures import Promises
 from tinsmith.backend.sampling.pool import SamplerPool
+from tinsmith.backend.sequencer import Sequencer
 from tinsmith.backend.store import Checkpoint, Run, Store
 from tinsmith.errors import TinsmithError
 
@@ -17,7 +18,10 @@ class NotFound(TinsmithError):
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """Base models by served name, the store, the engine and the promises of a server."""
+    """Base models by served name, the store, the engine and the promises of a server.
+
+    `sequencer` keeps the requests of each model in order.
+    """
 
     bases: Mapping[str, BaseModel]
     store: Store
@@ -25,7 +29,8 @@ class Core:
     engine: Engine
     lora_alpha: float
     token_budget: int
-    promises: Promises = field(default_factory=Promises)
+    promises: Promises
+    sequencer: Sequencer
 
     def base(self, name: str) -> BaseModel:
         """The base model served under a name."""

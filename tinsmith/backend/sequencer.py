@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tinsmith.backend.futures import Promise, Promises
+from tinsmith.backend.futures import Failure, Promise, Promises
 
 
 @dataclass(slots=True)
@@ -43,3 +43,8 @@ class Sequencer:
             queue.next_seq_id += 1
             ready()
         return promise
+
+    def refuse(self, model_id: str, seq_id: int, message: str) -> Promise:
+        """Let a request that cannot be carried out take its turn: those behind it wait for it."""
+        failure = Failure(message, "user")
+        return self.submit(model_id, seq_id, lambda promise: promise.resolve(failure))

@@ -19,6 +19,7 @@ from tinsmith.backend.core import Core
 from tinsmith.backend.engine import Engine
 from tinsmith.backend.futures import Failure, Promises
 from tinsmith.backend.sampling.pool import SamplerPool, Snapshots
+from tinsmith.backend.sequencer import Sequencer
 from tinsmith.backend.settings import ServerSettings
 from tinsmith.backend.store import Store
 from tinsmith.errors import TinsmithError
@@ -67,7 +68,17 @@ def _core(settings: ServerSettings) -> Iterator[Core]:
     engine = Engine(pool)
     engine.start()
     try:
-        yield Core(bases, store, pool, engine, settings.lora_alpha, settings.token_budget)
+        promises = Promises()
+        yield Core(
+            bases=bases,
+            store=store,
+            pool=pool,
+            engine=engine,
+            lora_alpha=settings.lora_alpha,
+            token_budget=settings.token_budget,
+            promises=promises,
+            sequencer=Sequencer(promises),
+        )
     finally:
         engine.stop()
         snapshots.remove_all()

@@ -16,7 +16,6 @@ from tinsmith.backend.requests import (
     LoraConfigRequest,
     OptimStepRequest,
 )
-from tinsmith.backend.sequencer import Sequencer
 from tinsmith.backend.trainer import AdamParams, Trainer
 from tinsmith.backend.wire import forward_backward_output
 from tinsmith.errors import TinsmithError
@@ -28,7 +27,6 @@ class Training:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._sequencer = Sequencer(core.promises)
         self._trainers: dict[str, Trainer] = {}
 
     def create(self, request: CreateModelRequest) -> Promise:
@@ -57,10 +55,7 @@ class Training:
     def create_from_state(self, request: LoadWeightsRequest) -> Promise:
         """A new adapter that starts from a checkpoint, with its optimizer state if asked."""
         if request.session_id is None or request.model_seq_id is None:
-            raise TinsmithError(
-                "load_weights needs session_id and model_seq_id, since weights are loaded into a "
-                "new model; use create_training_client_from_state[_with_optimizer]"
-            )
+            return self._refuse_to_load_into_a_model(request)
 
         def make() -> tuple[Trainer, str]:
             checkpoint, run = self._core.checkpoint(request.path, "weights")
@@ -76,6 +71,16 @@ class Training:
             request.user_metadata,
             {"type": "load_weights", "path": request.path},
         )
+
+    def _refuse_to_load_into_a_model(self, request: LoadWeightsRequest) -> Promise:
+        message = (
+            "load_weights needs session_id and model_seq_id, since weights are loaded into a "
+            "new model; use create_training_client_from_state[_with_optimizer]"
+        )
+        sequencer, model_id, seq_id = self._core.sequencer, request.model_id, request.seq_id
+        if model_id is None or seq_id is None or not sequencer.is_open(model_id):
+            raise TinsmithError(message)
+        return sequencer.refuse(model_id, seq_id, message)
 
     def forward_backward(self, request: pb.ForwardBackwardRequest) -> Promise:
         """Score data; unless it is forward only, accumulate the gradient."""
@@ -99,7 +104,7 @@ class Training:
 
     def submit(self, model_id: str, seq_id: int, run: Callable[[Trainer], Result]) -> Promise:
         """Queue an operation on a model, in the order of `seq_id`."""
-        if not self._sequencer.is_open(model_id):
+        if not self._core.sequencer.is_open(model_id):
             raise NotFound(
                 f"model {model_id!r} is not loaded in this server; if the server was restarted, "
                 "go on from a checkpoint with create_training_client_from_state_with_optimizer"
@@ -112,14 +117,14 @@ class Training:
             self._core.store.touch_run(model_id)
             return run(trainer)
 
-        return self._sequencer.submit(
+        return self._core.sequencer.submit(
             model_id, seq_id, lambda promise: self._core.engine.submit(operation, promise)
         )
 
     def free(self, session_id: str) -> None:
         """Drop a session's models from memory; their checkpoints stay."""
         for model_id in [key for key in self._trainers if key.startswith(f"{session_id}:")]:
-            self._sequencer.close(model_id)
+            self._core.sequencer.close(model_id)
             self._trainers.pop(model_id)
 
     def _make(self, base_model: str, settings: LoraSettings, seed: int) -> Trainer:
@@ -144,7 +149,7 @@ class Training:
             self._trainers[model_id] = trainer
             return JsonResult({"model_id": model_id, **answer})
 
-        self._sequencer.open(model_id)
+        self._core.sequencer.open(model_id)
         promise = self._core.promises.create(f"{model_id}:0")
         self._core.engine.submit(operation, promise)
         return promise
