@@ -52,6 +52,7 @@ class SamplingBatch:
         self._token_budget = token_budget
         self._max_tokens_kept = max_tokens_kept
         self._waiting: deque[Job] = deque()
+        self._admitting: list[Job] = []
         self._rows: list[Row] = []
         self._keys_values = RunningKeysValues(base.device)
 
@@ -74,20 +75,23 @@ class SamplingBatch:
     def fail_all(self, error: BaseException) -> None:
         """Give up everything under way, telling those who wait."""
         for job in {
-            id(job): job for job in [*self._waiting, *(r.job for r in self._rows)]
+            id(job): job
+            for job in [*self._waiting, *self._admitting, *(row.job for row in self._rows)]
         }.values():
             job.fail(error)
         self._waiting.clear()
+        self._admitting.clear()
         self._rows.clear()
         self._keys_values = RunningKeysValues(self._base.device)
 
     def _admit(self) -> int:
-        jobs = self._take_what_fits()
+        jobs = self._admitting = self._take_what_fits()
         if not jobs:
             return 0
         lengths = [len(job.request.prompt) for job in jobs]
         for group in micro_batches(lengths, self._token_budget):
             self._prefill([jobs[i] for i in group])
+        self._admitting = []
         return sum(job.request.num_samples for job in jobs)
 
     def _take_what_fits(self) -> list[Job]:
