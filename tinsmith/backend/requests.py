@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tinsmith.backend.sampling.request import MAX_SAMPLES
+
 
 class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -147,7 +149,7 @@ class SamplingParams(Request):
 
 
 class SampleRequest(Request):
-    num_samples: int = 1
+    num_samples: int = Field(default=1, ge=1, le=MAX_SAMPLES)
     prompt: ModelInput
     sampling_params: SamplingParams
     sampling_session_id: str
