@@ -26,6 +26,7 @@ from tinsmith.errors import TinsmithError
 
 # What a client gets to fetch its last answers.
 SHUTDOWN_S = 3
+BACKLOG = 2048
 log = logging.getLogger(__name__)
 
 
@@ -92,6 +93,8 @@ def _listening_socket(settings: ServerSettings) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((settings.host, settings.port))
+            # Another server that starts at the same time could still bind the port until then.
+            listener.listen(BACKLOG)
         except OSError as error:
             raise TinsmithError(
                 f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
