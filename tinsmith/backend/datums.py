@@ -71,6 +71,10 @@ def _decode(
                 f"shape {list(tokens.shape)}, got {list(array.shape)}"
             )
     targets = arrays.pop("target_tokens")
+    if targets.dtype.kind != "i":
+        raise TinsmithError(
+            f"{where}.loss_fn_inputs.target_tokens: dtype must be int64, got {targets.dtype}"
+        )
     _check_token_range(f"{where}.model_input", tokens, vocabulary_size)
     _check_token_range(f"{where}.loss_fn_inputs.target_tokens", targets, vocabulary_size)
     return Datum(tokens, targets.astype(np.int64), arrays)
