@@ -23,7 +23,8 @@ check: $(VENV)/test.stamp
 	pytest tests/unit/test_import_directions.py
 
 bench: $(VENV)/engine.stamp
-	python -m benchmarks.local_backend
+	python -m benchmarks.sampling
+	python -m benchmarks.training
 
 $(VENV)/engine.stamp: envs/engine.txt | $(BIN)/python
 	envs/install.sh $(BIN)/python envs/engine.txt
