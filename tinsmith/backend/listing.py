@@ -97,7 +97,7 @@ def _add_downloads(api: APIRouter, root: APIRouter, core: Core) -> None:
         folder, end = tickets.get(token, (None, 0.0))
         if folder is None or end < time.monotonic():
             raise NotFound("this download link is unknown or has expired; ask for a new one")
-        if name not in {file.name for file in folder.iterdir()}:
+        if not folder.is_dir() or name not in {file.name for file in folder.iterdir()}:
             raise NotFound(f"the checkpoint has no file {name!r}")
         return FileResponse(folder / name)
 

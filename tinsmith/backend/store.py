@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 import shutil
 import sqlite3
 import threading
@@ -25,7 +26,8 @@ CREATE TABLE IF NOT EXISTS runs (
     lora TEXT NOT NULL, user_metadata TEXT, last_request TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS checkpoints (
     path TEXT PRIMARY KEY, model_id TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
-    time TEXT NOT NULL, size_bytes INTEGER NOT NULL, expires TEXT, user_metadata TEXT);
+    folder TEXT NOT NULL, time TEXT NOT NULL, size_bytes INTEGER NOT NULL, expires TEXT,
+    user_metadata TEXT);
 CREATE TABLE IF NOT EXISTS samplers (
     sampler_id TEXT PRIMARY KEY, base_model TEXT NOT NULL, model_path TEXT);
 """
@@ -44,12 +46,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint that is wholly on the disk."""
+    """A checkpoint that is wholly on the disk, in `folder` of the store."""
 
     path: str
     model_id: str
     kind: str
     name: str
+    folder: str
     time: str
     size_bytes: int
     expires: str | None
@@ -136,23 +139,34 @@ class Store:
         ttl_seconds: int | None = None,
         user_metadata: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
-        """Let `write` fill a folder and record it; a kill in between leaves no checkpoint."""
+        """Let `write` fill a new folder, then record it in one step: whenever this is cut off, the
+        name stands for the whole old checkpoint, the whole new one, or none."""
         check_name(name)
+        assert kind in KINDS
+        self.remove_expired()
         path = f"tinker://{model_id}/{kind}/{name}"
-        if self.checkpoint(path) is not None and not overwrite:
+        earlier = self.checkpoint(path)
+        if earlier is not None and not overwrite:
             raise TinsmithError(
                 f"checkpoint {path} exists already; choose another name or pass overwrite=True"
             )
-        with new_directory(self._folder(model_id, kind, name)) as folder:
+        place = f"runs/{model_id.replace(':', '_')}/{kind}/{name}-{secrets.token_hex(4)}"
+        with new_directory(self.directory / place) as folder:
             write(folder)
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         expires = None if ttl_seconds is None else _now(timedelta(seconds=ttl_seconds))
-        row = (path, model_id, kind, name, _now(), size, expires, _dump(user_metadata))
-        self._write("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *row)
+        row = (path, model_id, kind, name, place, _now(), size, expires, _dump(user_metadata))
+        self._write("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
+        if earlier is not None:
+            shutil.rmtree(self.folder(earlier), ignore_errors=True)
         return Checkpoint(*row[:-1], user_metadata)
 
     def checkpoint(self, path: str) -> Checkpoint | None:
-        rows = self._rows("SELECT * FROM checkpoints WHERE path = ?", path)
+        """The checkpoint at a path, unless its time to live has passed."""
+        rows = self._rows(
+            "SELECT * FROM checkpoints WHERE path = ? AND (expires IS NULL OR expires >= ?)",
+            *(path, _now()),
+        )
         return _checkpoint(rows[0]) if rows else None
 
     def checkpoints(self, model_id: str | None = None) -> list[Checkpoint]:
@@ -166,18 +180,14 @@ class Store:
 
     def folder(self, checkpoint: Checkpoint) -> Path:
         """Where a checkpoint's files lie."""
-        return self._folder(checkpoint.model_id, checkpoint.kind, checkpoint.name)
+        return self.directory / checkpoint.folder
 
     def remove_expired(self) -> None:
         """Remove the checkpoints whose time to live has passed, and nothing else."""
         rows = self._rows("SELECT * FROM checkpoints WHERE expires < ?", _now())
         for checkpoint in map(_checkpoint, rows):
-            self._write("DELETE FROM checkpoints WHERE path = ?", checkpoint.path)
+            self._write("DELETE FROM checkpoints WHERE folder = ?", checkpoint.folder)
             shutil.rmtree(self.folder(checkpoint), ignore_errors=True)
-
-    def _folder(self, model_id: str, kind: str, name: str) -> Path:
-        assert kind in KINDS
-        return self.directory / "runs" / model_id.replace(":", "_") / kind / name
 
     def _rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         with self._lock:

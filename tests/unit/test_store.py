@@ -1,0 +1,149 @@
+"""Checkpoints are whole or absent, stay in their store, and go when their time is up."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tinsmith.backend.adapter import LoraSettings
+from tinsmith.backend.store import Store
+from tinsmith.errors import TinsmithError
+
+RUN = "session:train:0"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "store")
+    store.add_session("session", {})
+    store.add_run(RUN, "session", "base", LoraSettings(4, 32.0), {"task": "sums"})
+    yield store
+    store.close()
+
+
+def write(text: str):
+    def fill(folder: Path) -> None:
+        (folder / "a").write_text(text)
+        (folder / "b").write_text(text)
+
+    return fill
+
+
+def break_off(folder: Path) -> None:
+    (folder / "a").write_text("half")
+    raise OSError("no space left on device")
+
+
+def content(store: Store, path: str) -> set[str]:
+    checkpoint = store.checkpoint(path)
+    assert checkpoint is not None
+    return {file.read_text() for file in store.folder(checkpoint).iterdir()}
+
+
+def folders(store: Store) -> list[Path]:
+    return [path.parent for path in (store.directory / "runs").rglob("a")]
+
+
+def test_a_write_that_fails_leaves_no_checkpoint_and_no_files(store: Store):
+    with pytest.raises(OSError, match="no space"):
+        store.save(RUN, "weights", "one", break_off)
+    assert store.checkpoints() == []
+    assert not [path for path in (store.directory / "runs").rglob("*") if path.is_file()]
+
+
+def test_an_overwrite_that_fails_leaves_the_old_checkpoint(store: Store):
+    path = store.save(RUN, "weights", "one", write("old")).path
+    with pytest.raises(OSError, match="no space"):
+        store.save(RUN, "weights", "one", break_off, overwrite=True)
+    assert content(store, path) == {"old"}
+
+
+def test_the_old_checkpoint_stands_until_the_new_one_is_recorded(store: Store):
+    path = store.save(RUN, "weights", "one", write("old")).path
+
+    def look(folder: Path) -> None:
+        write("new")(folder)
+        assert content(store, path) == {"old"}
+
+    store.save(RUN, "weights", "one", look, overwrite=True)
+    assert content(store, path) == {"new"}
+    assert len(folders(store)) == 1
+    assert len(store.checkpoints()) == 1
+
+
+def test_a_name_that_is_taken_is_refused(store: Store):
+    path = store.save(RUN, "weights", "one", write("old")).path
+    with pytest.raises(TinsmithError, match="exists already; choose another name"):
+        store.save(RUN, "weights", "one", write("new"))
+    assert content(store, path) == {"old"}
+
+
+def test_the_kinds_of_checkpoints_have_names_of_their_own(store: Store):
+    paths = [
+        store.save(RUN, kind, "one", write(kind)).path
+        for kind in ("weights", "sampler_weights", "external_weights")
+    ]
+    assert [content(store, path) for path in paths] == [
+        {"weights"}, {"sampler_weights"}, {"external_weights"},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "/etc/x", "a/b", "a\\b", ".hidden", "-x", "a b", "a\n", "\u00fc",
+             "a\0b", "x" * 201],
+)  # fmt: skip
+def test_a_name_that_is_no_plain_file_name_is_refused(store: Store, name: str):
+    with pytest.raises(TinsmithError, match="checkpoint name"):
+        store.save(RUN, "weights", name, write("x"))
+    assert store.checkpoints() == []
+
+
+def test_what_has_expired_is_removed_and_nothing_else(store: Store):
+    kept = store.save(RUN, "weights", "kept", write("kept")).path
+    later = store.save(RUN, "weights", "later", write("later"), ttl_seconds=3600).path
+    gone = store.save(RUN, "weights", "gone", write("gone"), ttl_seconds=0).path
+    time.sleep(0.01)
+    assert store.checkpoint(gone) is None
+    assert {c.path for c in store.checkpoints()} == {kept, later}
+    assert len(folders(store)) == 2
+    assert content(store, kept) == {"kept"}
+    assert content(store, later) == {"later"}
+
+
+def test_the_name_of_an_expired_checkpoint_is_free(store: Store):
+    store.save(RUN, "weights", "one", write("old"), ttl_seconds=0)
+    time.sleep(0.01)
+    path = store.save(RUN, "weights", "one", write("new")).path
+    store.remove_expired()
+    assert content(store, path) == {"new"}
+
+
+def test_an_overwrite_without_time_to_live_outlives_the_old_one(store: Store):
+    store.save(RUN, "weights", "one", write("old"), ttl_seconds=1)
+    path = store.save(RUN, "weights", "one", write("new"), overwrite=True).path
+    found = store.checkpoint(path)
+    assert found is not None
+    assert found.expires is None
+
+
+def test_a_second_server_on_the_same_store_sees_everything(store: Store):
+    path = store.save(RUN, "weights", "one", write("x"), user_metadata={"step": "3"}).path
+    other = Store(store.directory)
+    run, checkpoint = other.run(RUN), other.checkpoint(path)
+    other.close()
+    assert run == store.run(RUN)
+    assert run is not None
+    assert run.lora == LoraSettings(4, 32.0)
+    assert run.user_metadata == {"task": "sums"}
+    assert checkpoint == store.checkpoint(path)
+    assert checkpoint is not None
+    assert checkpoint.user_metadata == {"step": "3"}
+    assert checkpoint.size_bytes == 2
+
+
+def test_checkpoints_are_listed_newest_first(store: Store):
+    for name in ("one", "two", "three"):
+        store.save(RUN, "weights", name, write(name))
+    assert [c.name for c in store.checkpoints(RUN)] == ["three", "two", "one"]
+    assert store.checkpoints("another:train:0") == []
