@@ -110,9 +110,10 @@ def _draw_variant(axes: Axes, results: Results, variant: Variant, index: int) ->
         mean = means[place]
         _draw_seeds(axes, variant.runs, stage, place, colour)
         axes.plot(place, mean, "o", color=colour, markersize=9, zorder=4)
+        highest = max(run.evaluations[stage]["accuracy_high"] for run in variant.runs)
         if not several:
             axes.annotate(
-                f"{100 * mean:.1f} %", (place, mean), (0, 13), textcoords="offset points",
+                f"{100 * mean:.1f} %", (place, highest), (0, 9), textcoords="offset points",
                 ha="center", color=INK, fontsize=11, fontweight="bold", zorder=5,
             )  # fmt: skip
 
