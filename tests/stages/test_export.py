@@ -1,0 +1,85 @@
+"""Exports of a trained adapter, loaded by plain peft and transformers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import tinker
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.stages.test_stages import SUPERVISED, train
+from tinsmith.checkpoints import fetch_weights
+from tinsmith.errors import TinsmithError
+from tinsmith.export import Precision, check_adapter, check_merged, write_adapter, write_merged
+from tinsmith.stages import StageContext
+
+FLOAT32 = Precision("cpu", torch.float32)
+
+
+class Exports(NamedTuple):
+    model: Path
+    adapter: Path
+    merged: Path
+    sequences: list[tuple[int, ...]]
+    expected: list[list[float]]
+
+
+@pytest.fixture(params=["qwen3", "llama"])
+def exports(
+    request: pytest.FixtureRequest,
+    model_dirs: dict[str, Path],
+    service: tinker.ServiceClient,
+    make_context: Callable[..., StageContext],
+    tmp_path: Path,
+) -> Exports:
+    """Both exports of a few steps on a model with tied embeddings (qwen3) and without (llama)."""
+    model = model_dirs[request.param]
+    client = service.create_lora_training_client(request.param, rank=4, seed=3).result()
+    context = make_context(client)
+    train(SUPERVISED, context)
+    fetch_weights(client, "final", tmp_path / "weights")
+    write_adapter(tmp_path / "weights", tmp_path / "adapter", str(model), "card")
+    write_merged(model, tmp_path / "adapter", tmp_path / "merged", FLOAT32, "card")
+
+    task = context.task
+    sequences = [(*task.prompt(p), *task.reference(p)) for p in context.heldout]
+    sampler = client.save_weights_and_get_sampling_client().result()
+    prompts = [tinker.ModelInput.from_ints(list(tokens)) for tokens in sequences]
+    futures = [sampler.compute_logprobs(prompt) for prompt in prompts]
+    expected = [[p for p in future.result()[1:] if p is not None] for future in futures]
+    return Exports(model, tmp_path / "adapter", tmp_path / "merged", sequences, expected)
+
+
+def test_both_exports_give_the_backends_log_probabilities(exports: Exports):
+    adapter = check_adapter(
+        exports.model, exports.adapter, exports.sequences, exports.expected, FLOAT32
+    )
+    merged = check_merged(exports.merged, exports.sequences, exports.expected, FLOAT32)
+    assert adapter.max_difference <= 1e-4
+    assert merged.max_difference <= 1e-4
+
+
+def test_an_adapter_knows_its_base_and_both_have_a_card(exports: Exports):
+    settings = json.loads((exports.adapter / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(exports.model)
+    assert (exports.adapter / "README.md").read_text() == "card"
+    assert (exports.merged / "README.md").read_text() == "card"
+
+
+def test_a_merged_unembedding_leaves_the_embedding_alone(exports: Exports):
+    merged = load_file(exports.merged / "model.safetensors")
+    base = load_file(exports.model / "model.safetensors")
+    assert torch.equal(merged["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
+    assert not torch.equal(merged["lm_head.weight"], merged["model.embed_tokens.weight"])
+    assert json.loads((exports.merged / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_an_export_that_differs_from_the_backend_is_an_error(exports: Exports):
+    file = exports.adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({name: 1.01 * tensor for name, tensor in tensors.items()}, file)
+    with pytest.raises(TinsmithError, match=r"exported adapter must agree.*at most 0\.0001 nats"):
+        check_adapter(exports.model, exports.adapter, exports.sequences, exports.expected, FLOAT32)

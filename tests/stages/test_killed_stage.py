@@ -1,0 +1,106 @@
+"""The script of a stage, killed without warning and called again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tinsmith.checkpoints import Checkpoint
+from tinsmith.files import sha256
+
+STEPS = 12
+SUPERVISED = {"kind": "supervised", "steps": STEPS, "batch_size": 8, "learning_rate": 0.01}
+GRPO = {
+    "kind": "grpo",
+    "steps": STEPS,
+    "problems_per_step": 8,
+    "samples_per_problem": 8,
+    "learning_rate": 0.0005,
+}
+COMMON = {"save_every": 3, "eval_problems": 4, "max_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data with two possible answers, so that a short warm-up makes some of them right."""
+    folder = tmp_path_factory.mktemp("killed")
+    rows = [{"id": str(i), "question": f"{i}", "answer": str(1 + i % 2)} for i in range(40)]
+    for name, part in (("train", rows[:32]), ("heldout", rows[32:])):
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in part))
+    return folder
+
+
+def command(folder: Path, model: Path, stage: dict, target: str, previous: Path | None) -> list:
+    settings = {
+        "run": "seed=0",
+        "seed": 0,
+        "model_name": "tiny",
+        "stage": stage | COMMON,
+        "task": {"kind": "arithmetic"},
+        "paradigm": {"kind": "single_turn"},
+        "lora": {"rank": 4},
+        "backend": {"store": str(folder / "store")},
+    }
+    out = folder / target
+    paths = {
+        "model": model,
+        "train": folder / "train.jsonl",
+        "heldout": folder / "heldout.jsonl",
+        "work": folder / "work" / target,
+        "checkpoint": out / "checkpoint.json",
+        "metrics": out / "metrics.jsonl",
+        "steps": out / "steps",
+        "transcript": out / "transcript.html",
+        "weights": out / "weights",
+        "log": out / "train.log",
+        "metadata": out / "run_metadata.json",
+    }
+    flags = [str(part) for name, path in paths.items() for part in (f"--{name}", path)]
+    before = ["--previous", str(previous)] if previous else ["--previous"]
+    program = [sys.executable, "-m", "scripts.train", "--settings", json.dumps(settings)]
+    return [*program, *flags, *before]
+
+
+def kill_after(command: list[str], progress: Path, next_step: int) -> None:
+    """Start a stage and kill it without warning once it is past its checkpoint `next_step`."""
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    step_after = progress.parent / "steps" / f"training_step_{next_step}.json"
+    while process.poll() is None and not step_after.exists():
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert json.loads(progress.read_text())["next_step"] < STEPS
+
+
+def metrics(path: Path) -> list[dict]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in rows]
+
+
+def test_a_killed_stage_goes_on_and_ends_as_if_it_had_not_been_killed(
+    folder: Path, llama_dir: Path
+):
+    subprocess.run(command(folder, llama_dir, SUPERVISED, "warm", None), check=True)
+    previous = folder / "warm" / "checkpoint.json"
+    subprocess.run(command(folder, llama_dir, GRPO, "straight", previous), check=True)
+
+    again = command(folder, llama_dir, GRPO, "killed", previous)
+    work = folder / "work" / "killed"
+    kill_after(again, work / "progress.json", 6)
+    subprocess.run(again, check=True)
+
+    straight, killed = folder / "straight", folder / "killed"
+    assert "goes on at step" in (killed / "train.log").read_text()
+    assert sha256(killed / "weights") == sha256(straight / "weights")
+    assert metrics(killed / "metrics.jsonl") == metrics(straight / "metrics.jsonl")
+    assert len(list((killed / "steps").iterdir())) == STEPS
+    assert not work.exists()
+
+    checkpoint = Checkpoint.read(killed / "checkpoint.json")
+    assert checkpoint.weights_sha256 == sha256(killed / "weights")
+    assert (checkpoint.stage, checkpoint.step, checkpoint.lora_rank) == ("grpo", STEPS, 4)
