@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 MAX_KEPT = 20_000
+# Of answers that were fetched once: a client whose connection broke fetches again.
+MAX_FETCHED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,13 @@ class Promise:
 
 
 class Promises:
-    """The promises of a server. Answered ones stay fetchable until many newer ones came."""
+    """The promises of a server. Answered ones stay fetchable until many newer ones came, fetched
+    ones as long as they fit into a bounded memory."""
 
     def __init__(self) -> None:
         self._promises: OrderedDict[str, Promise] = OrderedDict()
+        self._fetched: OrderedDict[str, int] = OrderedDict()  # request id -> size in bytes
+        self._fetched_bytes = 0
 
     def get(self, request_id: str) -> Promise | None:
         return self._promises.get(request_id)
@@ -69,6 +74,17 @@ class Promises:
         self._promises[request_id] = promise
         self._drop_oldest_answered()
         return promise
+
+    def note_fetched(self, request_id: str, result: Result) -> None:
+        """Forget the answers fetched longest ago, where those fetched take too much memory."""
+        if request_id in self._fetched:
+            return
+        self._fetched[request_id] = len(result.data) if isinstance(result, ProtoResult) else 0
+        self._fetched_bytes += self._fetched[request_id]
+        while self._fetched_bytes > MAX_FETCHED_BYTES and len(self._fetched) > 1:
+            oldest, size_bytes = self._fetched.popitem(last=False)
+            self._fetched_bytes -= size_bytes
+            self._promises.pop(oldest, None)
 
     def fail_pending(self, failure: Failure) -> None:
         """Answer everything that is still open, since nobody will."""
@@ -82,3 +98,4 @@ class Promises:
             if not oldest.is_done:
                 return
             del self._promises[oldest.request_id]
+            self._fetched_bytes -= self._fetched.pop(oldest.request_id, 0)

@@ -38,6 +38,9 @@ class Sequencer:
             return earlier
         promise = self._promises.create(request_id)
         queue = self._queues[model_id]
+        if seq_id < queue.next_seq_id:
+            promise.resolve(Failure(f"request {request_id} was answered long ago", "server"))
+            return promise
         queue.waiting[seq_id] = lambda: start(promise)
         while (ready := queue.waiting.pop(queue.next_seq_id, None)) is not None:
             queue.next_seq_id += 1

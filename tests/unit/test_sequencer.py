@@ -1,0 +1,94 @@
+"""Requests of a model run in the order of seq_id, each once, and their answers can be fetched."""
+
+import asyncio
+
+import pytest
+
+from tinsmith.backend import futures
+from tinsmith.backend.futures import Failure, JsonResult, Promise, Promises, ProtoResult
+from tinsmith.backend.sequencer import Sequencer
+
+
+def run_in_order_of(arrivals: list[int]) -> tuple[list[int], list[Promise]]:
+    """Submit requests with these seq_ids; returns the seq_ids in the order of their start."""
+    started: list[int] = []
+
+    async def submit() -> list[Promise]:
+        sequencer = Sequencer(Promises())
+        sequencer.open("m")
+        return [
+            sequencer.submit("m", seq_id, lambda _, seq_id=seq_id: started.append(seq_id))
+            for seq_id in arrivals
+        ]
+
+    return started, asyncio.run(submit())
+
+
+def test_requests_start_in_the_order_of_seq_id_however_they_arrive():
+    assert run_in_order_of([3, 2, 5, 1, 4])[0] == [1, 2, 3, 4, 5]
+
+
+def test_a_request_waits_for_those_before_it():
+    assert run_in_order_of([2, 3])[0] == []
+
+
+def test_a_repeated_request_starts_once_and_gets_the_first_promise():
+    started, promises = run_in_order_of([1, 2, 1, 2, 2])
+    assert started == [1, 2]
+    assert promises[0] is promises[2]
+    assert promises[1] is promises[3] is promises[4]
+
+
+def test_a_refused_request_lets_those_behind_it_go_on():
+    async def claim() -> None:
+        sequencer = Sequencer(Promises())
+        sequencer.open("m")
+        started: list[int] = []
+        sequencer.submit("m", 2, lambda _: started.append(2))
+        refused = sequencer.refuse("m", 1, "no such thing")
+        assert started == [2]
+        assert await refused.wait(5) == Failure("no such thing", "user")
+
+    asyncio.run(claim())
+
+
+def test_models_do_not_wait_for_each_other():
+    async def claim() -> None:
+        sequencer = Sequencer(Promises())
+        sequencer.open("m")
+        sequencer.open("n")
+        started: list[str] = []
+        sequencer.submit("m", 2, lambda _: started.append("m"))
+        sequencer.submit("n", 1, lambda _: started.append("n"))
+        assert started == ["n"]
+
+    asyncio.run(claim())
+
+
+def test_fetched_answers_are_kept_within_a_bounded_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(futures, "MAX_FETCHED_BYTES", 1000)
+
+    async def claim() -> None:
+        promises = Promises()
+        for i in range(50):
+            result = ProtoResult(b"x" * 300)
+            promises.create(str(i)).resolve(result)
+            if i != 7:  # never fetched, hence never forgotten
+                promises.note_fetched(str(i), result)
+        kept = [i for i in range(50) if promises.get(str(i)) is not None]
+        assert kept == [7, 47, 48, 49]
+
+    asyncio.run(claim())
+
+
+def test_an_answer_can_be_fetched_twice():
+    async def claim() -> None:
+        promises = Promises()
+        promise = promises.create("a")
+        promise.resolve(JsonResult({"n": 1}))
+        for _ in range(2):
+            assert await promise.wait(5) == JsonResult({"n": 1})
+            promises.note_fetched("a", JsonResult({"n": 1}))
+        assert promises.get("a") is promise
+
+    asyncio.run(claim())
