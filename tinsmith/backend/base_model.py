@@ -38,6 +38,12 @@ class BaseModel:
         return self.module.dtype
 
     @property
+    def tokenizer_id(self) -> str:
+        """Where a client finds the tokenizer, whatever folder it runs in."""
+        directory = Path(self.source)
+        return str(directory.resolve()) if directory.is_dir() else self.source
+
+    @property
     def vocabulary_size(self) -> int:
         return unembedding(self.module).weight.shape[0]
 
