@@ -108,7 +108,7 @@ def _add_training_routes(api: APIRouter, core: Core, training: Training, saving:
             "model_data": {
                 "arch": type(base.module).__name__,
                 "model_name": run.base_model,
-                "tokenizer_id": base.source,
+                "tokenizer_id": base.tokenizer_id,
             },
             "is_lora": True,
             "lora_rank": run.lora.rank,
@@ -169,6 +169,7 @@ def _add_future_route(api: APIRouter, core: Core) -> None:
         if result is None:
             waiting = {"type": "try_again", "request_id": body.request_id, "queue_state": "active"}
             return JSONResponse(waiting, status_code=408)
+        core.promises.note_fetched(body.request_id, result)
         if isinstance(result, Failure):
             return JSONResponse({"error": result.message, "category": result.category})
         if isinstance(result, JsonResult):
