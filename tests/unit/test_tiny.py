@@ -100,6 +100,10 @@ def test_about_half_of_the_problems_are_never_read() -> None:
     assert all(is_read(draw_problem(rng, 2, ["+"])) for _ in range(1000))
 
 
+def test_the_table_of_one_digit_problems_is_read_whole() -> None:
+    assert all(is_read(question) for question, _ in draw_arithmetic(200, 1, ["+", "-"], seed=0))
+
+
 def test_the_textbook_is_right() -> None:
     assert all(solve(q) == a for q, a in draw_arithmetic(20_000, 2, ["+", "-"], seed=0))
 

@@ -5,9 +5,9 @@ read most recently: the same problems with the slips and the manners of people w
 passing. It leaves a model whose most likely answer is right and whose sampled answer often is not,
 which is what post-training has to mend.
 
-Both cover a fixed random half of all problems and not all of them, drawn without regard to any
-later split into train and held-out. So about half of the held-out problems were never read, the
-others were read with right and wrong answers, and post-training sees none of them.
+Both cover the table of one-digit problems and a fixed random half of all others, drawn without
+regard to any later split into train and held-out. So about half of the held-out problems were never
+read, the others were read with right and wrong answers, and post-training sees none of them.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ RIGHT_SHARE = 0.35
 
 
 def draw_problem(rng: random.Random, digits: int, operations: Sequence[str]) -> str:
-    """A problem of the half that the model reads, like "27+58"; operands are not padded."""
+    """A problem that the model reads, like "27+58"; operands are not padded."""
     while True:
         left, right = rng.randrange(10**digits), rng.randrange(10**digits)
         problem = f"{left}{rng.choice(operations)}{right}"
@@ -32,7 +32,10 @@ def draw_problem(rng: random.Random, digits: int, operations: Sequence[str]) -> 
 
 
 def is_read(problem: str) -> bool:
-    """Whether pretraining shows this problem."""
+    """Whether pretraining shows this problem: the table is learnt by heart, the rest by rule."""
+    left, _, right = split(problem)
+    if max(left, right) < 10:
+        return True
     return hashlib.sha256(problem.encode()).digest()[0] < 256 * READ_SHARE
 
 
