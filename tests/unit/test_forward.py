@@ -149,7 +149,7 @@ def test_logits_come_in_blocks_of_bounded_size_with_the_same_results(
         return logits_NV
 
     monkeypatch.setattr(forward, "unembed", watched)
-    monkeypatch.setattr(forward, "MAX_LOGITS", 7 * base.vocabulary_size)
+    monkeypatch.setitem(forward.MAX_LOGITS, "cpu", 7 * base.vocabulary_size)
     parts, parts_gradients = scored_with_gradients(base, data, loss, 8192)
     assert 7 * base.vocabulary_size == max(sizes)
     assert parts.loss == pytest.approx(whole.loss, abs=1e-6 * size_of_terms(whole, data))
