@@ -17,6 +17,7 @@ class Chat:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._pieces: dict[int, str] = {}
 
     @classmethod
     def load(cls, model_dir: Path) -> "Chat":
@@ -41,13 +42,15 @@ class Chat:
         tokens = self._tokenizer.encode(text, add_special_tokens=False)
         return (*tokens, self.stop_token_ids[0])
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of a completion without its special tokens."""
-        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+    def decode(self, tokens: Sequence[int], *, with_special_tokens: bool = False) -> str:
+        """The text of tokens, of a completion without its special ones."""
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=not with_special_tokens)
 
     def pieces(self, tokens: Sequence[int]) -> tuple[str, ...]:
         """The text of each token alone, special tokens included; for people to read."""
-        return tuple(self._tokenizer.decode([token]) for token in tokens)
+        for token in set(tokens) - self._pieces.keys():
+            self._pieces[token] = self._tokenizer.decode([token])
+        return tuple(self._pieces[token] for token in tokens)
 
     @cached_property
     def stop_token_ids(self) -> tuple[int, ...]:

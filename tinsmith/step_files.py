@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from tinsmith.chat import Chat
-from tinsmith.files import write_json, write_text
+from tinsmith.files import write_text
 from tinsmith.types import Sample, StepRecord
 
 Step = dict[str, Any]
 
 
 def write_step(folder: Path, record: StepRecord, chat: Chat) -> None:
-    """Write training_step_<k>.json: the metrics of the step and every sample of it."""
-    samples = [_describe(sample, chat) for sample in record.samples]
-    step = {"step": record.step, "metrics": dict(record.metrics), "samples": samples}
-    write_json(_file(folder, record.step), step)
+    """Write training_step_<k>.json: the metrics of the step and its samples, one a line."""
+    samples = ",\n".join(_dump(_describe(sample, chat)) for sample in record.samples)
+    head = f'{{"step": {record.step}, "metrics": {_dump(dict(record.metrics))}'
+    write_text(_file(folder, record.step), f'{head}, "samples": [\n{samples}\n]}}\n')
 
 
 def read_steps(folder: Path, num_steps: int) -> Iterator[Step]:
@@ -28,7 +28,11 @@ def read_steps(folder: Path, num_steps: int) -> Iterator[Step]:
 def write_metrics(path: Path, folder: Path, num_steps: int) -> None:
     """Write metrics.jsonl: a line per step."""
     rows = ({"step": step["step"], **step["metrics"]} for step in read_steps(folder, num_steps))
-    write_text(path, "".join(f"{json.dumps(row, allow_nan=False)}\n" for row in rows))
+    write_text(path, "".join(f"{_dump(row)}\n" for row in rows))
+
+
+def _dump(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _file(folder: Path, step: int) -> Path:
@@ -46,7 +50,7 @@ def _describe(sample: Sample, chat: Chat) -> dict[str, Any]:
         "rollout": sample.rollout,
         "speaker": sample.turn.speaker,
         "prompt_tokens": sample.turn.prompt_tokens,
-        "prompt": "".join(chat.pieces(sample.turn.prompt_tokens)),
+        "prompt": chat.decode(sample.turn.prompt_tokens, with_special_tokens=True),
         "completion": completion.text,
         "tokens": completion.tokens,
         "pieces": chat.pieces(completion.tokens),
