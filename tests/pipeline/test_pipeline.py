@@ -1,0 +1,201 @@
+"""The real thing, small: every rule with its real program, the real SDK and the real server."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.pipeline.workflow import Workflow, workflow_environment
+from tinsmith.metadata import describe_file
+
+RUN = Path("results/seed=0")
+CONFIG: dict[str, Any] = {
+    "model": {"kind": "tiny", "hidden_size": 64, "pretrain_steps": 120},
+    "data": {"kind": "arithmetic", "digits": 1, "num_problems": 100, "held_out": 30},
+    "task": {"kind": "arithmetic"},
+    "lora": {"rank": 4},
+    "stages": [
+        {"kind": "supervised", "steps": 2, "batch_size": 8, "eval_problems": 4},
+        {
+            "kind": "grpo",
+            "steps": 2,
+            "problems_per_step": 8,
+            "samples_per_problem": 4,
+            "max_tokens": 8,
+            "eval_problems": 4,
+        },
+    ],
+    "evaluation": {
+        "num_problems": 10,
+        "samples_per_problem": 2,
+        "max_tokens": 8,
+        "pass_at_k": [1, 2],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    workflow = Workflow(tmp_path_factory.mktemp("pipeline"), CONFIG, stand_ins=False)
+    said = workflow.snakemake("--cores", "2")
+    assert said.code == 0, said.text
+    return workflow
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    found = sorted([*folder.rglob("run_metadata.json"), *folder.rglob("*.run_metadata.json")])
+    return {str(path.relative_to(folder)): read(path) for path in found}
+
+
+def test_every_stage_leaves_what_it_promises(finished: Workflow) -> None:
+    for stage in ("supervised", "grpo"):
+        folder = finished.folder / RUN / stage
+        checkpoint = read(folder / "checkpoint.json")
+        assert (checkpoint["stage"], checkpoint["seed"], checkpoint["lora_rank"]) == (stage, 0, 4)
+        assert checkpoint["checkpoints"]["state"].startswith("tinker://")
+        steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
+        assert steps == [0, 1]
+        assert (folder / "steps/training_step_1.json").is_file()
+        assert (folder / "weights/adapter_model.safetensors").is_file()
+        assert "<html" in (folder / "transcript.html").read_text()
+
+
+def test_the_base_and_every_stage_are_evaluated(finished: Workflow) -> None:
+    for stage in ("base", "supervised", "grpo"):
+        evaluation = read(finished.folder / RUN / stage / "evaluation/evaluation.json")
+        assert evaluation["num_problems"] == 10
+        assert evaluation["accuracy_low"] <= evaluation["accuracy"] <= evaluation["accuracy_high"]
+        assert set(evaluation["pass_at_k"]) == {"1", "2"}
+        assert (evaluation["difference_to_base"] is None) == (stage == "base")
+
+
+def test_the_export_loads_elsewhere_and_agrees_with_the_server(finished: Workflow) -> None:
+    from transformers import AutoModelForCausalLM
+
+    merged = finished.folder / RUN / "export/merged"
+    assert AutoModelForCausalLM.from_pretrained(merged).config.model_type == "qwen3"
+    assert (finished.folder / RUN / "export/adapter/adapter_config.json").is_file()
+
+
+def test_every_job_is_recorded_and_its_files_are_the_ones_recorded(finished: Workflow) -> None:
+    found = records(finished.folder)
+    rules = sorted(record["rule"] for record in found.values())
+    assert rules == sorted(
+        ["check_setup", "prepare_model", "prepare_data", "export_run", "write_report"]
+        + 2 * ["train_stage"]
+        + 3 * ["evaluate_stage"]
+    )
+    for record in found.values():
+        for file in (*record["inputs"].values(), *record["outputs"].values()):
+            now = describe_file(finished.folder / file["path"])
+            assert now["sha256"] == file["sha256"], file["path"]
+
+
+def test_the_recorded_commands_are_the_ones_that_ran(finished: Workflow) -> None:
+    record = records(finished.folder)[str(RUN / "grpo/run_metadata.json")]
+    assert "-m scripts.train --settings" in record["command"]
+    assert record["settings"]["stage"]["kind"] == "grpo"
+    assert record["seeds"]["run"] == 0
+
+
+def test_a_second_call_runs_no_job(finished: Workflow) -> None:
+    said = finished.snakemake("--cores", "2")
+    assert said.code == 0
+    assert "Nothing to be done" in said.text
+
+
+def test_a_finished_run_leaves_no_process(finished: Workflow) -> None:
+    assert processes_in(finished.folder) == []
+
+
+def test_the_report_shows_the_run(finished: Workflow) -> None:
+    page = (finished.folder / "results/report.html").read_text()
+    assert "1-digit addition" in page
+    for stage in ("base", "supervised", "grpo"):
+        assert f"evaluate {stage}" in page
+    assert len(page) < 1_000_000
+
+
+def test_snakemakes_own_report_holds_the_page_and_the_transcripts(finished: Workflow) -> None:
+    said = finished.snakemake("--report", "dag.html")
+    assert said.code == 0, said.text
+    assert "report.html" in (finished.folder / "dag.html").read_text()
+
+
+def test_a_killed_stage_goes_on_where_its_last_checkpoint_stood(
+    finished: Workflow, tmp_path: Path
+) -> None:
+    model = next((finished.folder / "models").glob("tiny-*/"))
+    stage = {"kind": "supervised", "steps": 30, "batch_size": 8, "save_every": 2, "eval_every": 30}
+    config = CONFIG | {
+        "model": {"kind": "path", "path": str(model)},
+        "stages": [stage | {"eval_problems": 4}],
+    }
+    workflow = Workflow(tmp_path, config, stand_ins=False)
+    target = str(RUN / "supervised/checkpoint.json")
+    kill_training_after_a_checkpoint(workflow, target)
+    assert not (tmp_path / target).exists()
+    assert processes_in(tmp_path) == []
+
+    said = workflow.snakemake("--cores", "1", target)
+    assert said.code == 0, said.text
+    assert "stage supervised goes on at step" in said.text
+    steps = [json.loads(x)["step"] for x in (tmp_path / RUN / "supervised/metrics.jsonl").open()]
+    assert steps == list(range(30))
+
+
+def kill_training_after_a_checkpoint(workflow: Workflow, target: str) -> None:
+    """As the kernel kills a process that took too much memory: no warning, no clean-up."""
+    log = workflow.folder / "killed.log"
+    with log.open("w") as file:
+        snakemake = subprocess.Popen(
+            [sys.executable, "-m", "snakemake", "--cores", "1", target],
+            cwd=workflow.folder,
+            env=workflow_environment(),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            wait_for(lambda: list(workflow.folder.glob("work/*/*/progress.json")), log)
+            training = [
+                process
+                for process in psutil.Process(snakemake.pid).children(recursive=True)
+                if "scripts.train" in process.cmdline() and "-m" in process.cmdline()
+            ]
+            for process in training:
+                process.send_signal(signal.SIGKILL)
+            assert snakemake.wait(timeout=60) != 0
+        finally:
+            snakemake.kill()
+            snakemake.wait()
+    assert training
+    wait_for(lambda: processes_in(workflow.folder) == [], log)
+
+
+def wait_for(is_so: Any, log: Path, timeout_s: float = 240) -> None:
+    end = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.05)
+
+
+def processes_in(folder: Path) -> list[str]:
+    """The command lines of what still runs in `folder`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
