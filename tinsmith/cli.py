@@ -67,9 +67,15 @@ def _add_server_options(parser: argparse.ArgumentParser, default_port: int) -> N
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"],
         help="of the base model (default: auto: bfloat16 on a GPU, float32 on a CPU)")  # fmt: skip
     add("--lora-alpha", type=float, default=32.0, help="scale of adapters (default: 32)")
-    add("--token-budget", type=int, default=8192,
-        help="tokens of one micro-batch or prefill; bounds memory (default: 8192)")  # fmt: skip
+    add("--token-budget", type=_token_budget, default="auto", metavar="N",
+        help="tokens of one micro-batch or prefill; bounds memory (default: auto)")  # fmt: skip
     add("--threads", type=int, help="CPU threads of one operation (default: torch's own)")
+
+
+def _token_budget(text: str) -> int | str:
+    if text == "auto" or (text.isdigit() and int(text) > 0):
+        return text if text == "auto" else int(text)
+    raise argparse.ArgumentTypeError(f"must be auto or a number of tokens, got {text!r}")
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -88,7 +94,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         dtype=arguments.dtype,
         lora_alpha=arguments.lora_alpha,
-        token_budget=arguments.token_budget,
+        token_budget=None if arguments.token_budget == "auto" else arguments.token_budget,
         threads=arguments.threads,
     )
     if arguments.stop_with_stdin:

@@ -1,20 +1,19 @@
 """From datums to per-token log-probabilities and gradients, in bounded memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from tinsmith.backend.base_model import backbone, unembed, unembedding
 from tinsmith.backend.datums import Datum
 from tinsmith.objectives.losses import Loss
 
-# Elements of one block of logits in float32: 32M elements are 128 MiB.
-MAX_LOGITS = 1 << 25
+# Elements of one block of logits: 8 MiB in float32 stay in a CPU's cache, 256 MiB fill a GPU.
+MAX_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +38,7 @@ def score(
         batch = [data[row] for row in rows]
         with torch.set_grad_enabled(not forward_only):
             batch_loss, logprobs_N = _score_batch(module, batch, loss)
-        total += float(batch_loss.detach())
-        if batch_loss.requires_grad:  # else no token of the batch has a gradient
-            batch_loss.backward()
+        total += batch_loss
         ends = np.cumsum([len(datum.tokens) for datum in batch])[:-1]
         for row, part in zip(rows, np.split(logprobs_N.cpu().numpy(), ends), strict=True):
             logprobs[row] = part
@@ -64,7 +61,8 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[in
 
 def _score_batch(
     module: PreTrainedModel, batch: Sequence[Datum], loss: Loss
-) -> tuple[Tensor, Tensor]:
+) -> tuple[float, Tensor]:
+    """Loss and log-probabilities [N] of a batch's tokens; under autograd, with its backward."""
     device = module.device
     hidden_ND = _hidden_states(module, [datum.tokens for datum in batch])
     targets_N = torch.from_numpy(np.concatenate([d.target_tokens for d in batch])).to(device)
@@ -77,10 +75,40 @@ def _score_batch(
     logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=device)
     with torch.no_grad():
         logprobs_N[~active_N] = token_logprobs(module, hidden_ND[~active_N], targets_N[~active_N])
-    active_logprobs = token_logprobs(module, hidden_ND[active_N], targets_N[active_N])
-    logprobs_N[active_N] = active_logprobs.detach()
     active_inputs = {name: tensor[active_N] for name, tensor in inputs.items()}
-    return loss.compute(active_logprobs, active_inputs), logprobs_N
+    total, logprobs_N[active_N] = _score_active(
+        module, hidden_ND[active_N], targets_N[active_N], active_inputs, loss
+    )
+    return total, logprobs_N
+
+
+def _score_active(
+    module: PreTrainedModel,
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    inputs: Mapping[str, Tensor],
+    loss: Loss,
+) -> tuple[float, Tensor]:
+    """Loss and log-probabilities of the tokens that have a gradient, a block of logits at a time.
+
+    A block goes backward as soon as its loss is known, so that its logits exist once and alone;
+    what the blocks say to the hidden states then goes back through the layers in one pass.
+    """
+    step = _block_size(module)
+    total, logprobs, gradients = 0.0, [], []
+    for start in range(0, len(targets_N), step):
+        block = slice(start, start + step)
+        hidden = hidden_ND[block].detach().requires_grad_(hidden_ND.requires_grad)
+        block_logprobs = _block_logprobs(module, hidden, targets_N[block])
+        block_loss = loss.compute(block_logprobs, {k: v[block] for k, v in inputs.items()})
+        if block_loss.requires_grad:
+            block_loss.backward()
+        total += float(block_loss.detach())
+        logprobs.append(block_logprobs.detach())
+        gradients.append(hidden.grad)
+    if gradients and hidden_ND.requires_grad:
+        hidden_ND.backward(torch.cat(gradients))
+    return total, torch.cat(logprobs) if logprobs else torch.empty(0, device=hidden_ND.device)
 
 
 def _hidden_states(module: PreTrainedModel, rows: Sequence[np.ndarray]) -> Tensor:
@@ -100,20 +128,15 @@ def _hidden_states(module: PreTrainedModel, rows: Sequence[np.ndarray]) -> Tenso
 
 
 def token_logprobs(module: PreTrainedModel, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-    """log softmax(unembed(h))[target] in float32, [N], a block of logits at a time.
+    """log softmax(unembed(h))[target] in float32, [N], a block of logits at a time."""
+    step = _block_size(module)
+    blocks = zip(hidden_ND.split(step), targets_N.split(step), strict=True)
+    return torch.cat([_block_logprobs(module, hidden, targets) for hidden, targets in blocks])
 
-    Under autograd a block's logits are computed again in the backward pass, so that no more
-    than one block ever exists.
-    """
+
+def _block_size(module: PreTrainedModel) -> int:
     vocabulary_size = unembedding(module).weight.shape[0]
-    step = max(1, MAX_LOGITS // vocabulary_size)
-    blocks = [
-        checkpoint(_block_logprobs, module, hidden, targets, use_reentrant=False)
-        if torch.is_grad_enabled() and len(targets_N) > step
-        else _block_logprobs(module, hidden, targets)
-        for hidden, targets in zip(hidden_ND.split(step), targets_N.split(step), strict=True)
-    ]
-    return torch.cat(blocks)  # pyright: ignore[reportArgumentType] checkpoint is untyped
+    return max(1, MAX_LOGITS[module.device.type] // vocabulary_size)
 
 
 def _block_logprobs(module: PreTrainedModel, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:

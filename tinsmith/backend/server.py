@@ -24,6 +24,8 @@ from tinsmith.backend.settings import ServerSettings
 from tinsmith.backend.store import Store
 from tinsmith.errors import TinsmithError
 
+# On a CPU activations beyond its caches cost more than larger matrix products bring.
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
 # What a client gets to fetch its last answers.
 SHUTDOWN_S = 3
 BACKLOG = 2048
@@ -65,7 +67,9 @@ def _core(settings: ServerSettings) -> Iterator[Core]:
         check_model(base)
     store = Store(settings.store)
     snapshots = Snapshots(settings.store / "snapshots" / str(os.getpid()))
-    pool = SamplerPool(snapshots, settings.token_budget)
+    device = next(iter(bases.values())).device
+    token_budget = settings.token_budget or TOKEN_BUDGET[device.type]
+    pool = SamplerPool(snapshots, token_budget)
     engine = Engine(pool)
     engine.start()
     try:
@@ -76,7 +80,7 @@ def _core(settings: ServerSettings) -> Iterator[Core]:
             pool=pool,
             engine=engine,
             lora_alpha=settings.lora_alpha,
-            token_budget=settings.token_budget,
+            token_budget=token_budget,
             promises=promises,
             sequencer=Sequencer(promises),
         )

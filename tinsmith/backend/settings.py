@@ -10,8 +10,8 @@ class ServerSettings:
     """The options of `tinsmith serve`, checked by its argument parser.
 
     `models` maps a served name to a directory or hub id. `token_budget` bounds the padded
-    tokens of one training micro-batch and of one prefill. `threads` of None leaves torch's own
-    number of CPU threads.
+    tokens of one training micro-batch and of one prefill; None chooses by the device. `threads`
+    of None leaves torch's own number of CPU threads.
     """
 
     models: Mapping[str, str]
@@ -22,5 +22,5 @@ class ServerSettings:
     device: str = "auto"
     dtype: str = "auto"
     lora_alpha: float = 32.0
-    token_budget: int = 8192
+    token_budget: int | None = None
     threads: int | None = None

@@ -61,7 +61,7 @@ class Backend(Section):
     kind: Literal["local", "api"] = "local"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    token_budget: Count = 8192
+    token_budget: Literal["auto"] | Count = "auto"
     lora_alpha: Annotated[float, Field(gt=0)] = 32.0
     threads: Count = 1
     gpus: Seed = 0
