@@ -8,7 +8,7 @@ from typing import Any
 import tinker
 
 from tinsmith.chat import Chat
-from tinsmith.checkpoints import Checkpoint, explained
+from tinsmith.checkpoints import Checkpoint, explained, weights_sha256
 from tinsmith.config import ExportSettings
 from tinsmith.errors import TinsmithError
 from tinsmith.export import (
@@ -20,7 +20,7 @@ from tinsmith.export import (
     write_adapter,
     write_merged,
 )
-from tinsmith.files import sha256, write_json
+from tinsmith.files import write_json
 from tinsmith.job import job, settings_of
 from tinsmith.model_card import adapter_card, base_reference, merged_card
 from tinsmith.problems import read_problems
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _check_digest(weights: Path, checkpoint: Checkpoint) -> None:
-    found = sha256(weights)
+    found = weights_sha256(weights)
     if found != checkpoint.weights_sha256:
         raise TinsmithError(
             f"{weights} must hold the weights that checkpoint.json names, SHA-256"

@@ -13,6 +13,8 @@ from tinsmith import config
 from tinsmith.errors import TinsmithError
 from tinsmith.files import new_directory, sha256, write_json
 
+WEIGHTS_FILE = "adapter_model.safetensors"
+
 
 @dataclass(frozen=True, slots=True)
 class Paths:
@@ -93,13 +95,21 @@ def save_final(training_client: tinker.TrainingClient, name: str) -> Paths:
 
 
 def fetch_weights(training_client: tinker.TrainingClient, name: str, target: Path) -> str:
-    """Write the adapter's files to the directory `target`; return the SHA-256 of the tree."""
+    """Write the adapter's files to the directory `target`; return the digest of its weights."""
     path = training_client.save_weights_external(name).result().path
     urls = tinker.RestClient().get_external_weights_urls(path).result().urls
     with new_directory(target) as draft:
         for file, url in urls.items():
             _fetch(url, draft / _relative(file))
-    return sha256(target)
+    return weights_sha256(target)
+
+
+def weights_sha256(folder: Path) -> str:
+    """The SHA-256 of a PEFT folder's tensors, as `sha256sum` prints it."""
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        raise TinsmithError(f"{folder} must hold an adapter's {WEIGHTS_FILE}, but has none")
+    return sha256(file)
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def backend_precision(backend: config.Backend) -> Precision:
 def write_adapter(weights: Path, target: Path, base_model: str, card: str) -> None:
     """The PEFT folder: the stage's weights, told where their base model is."""
     with new_directory(target) as draft:
-        shutil.copytree(weights, draft, dirs_exist_ok=True)
+        shutil.copytree(weights, draft, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
         settings = json.loads((draft / "adapter_config.json").read_text(encoding="utf-8"))
         write_json(
             draft / "adapter_config.json", settings | {"base_model_name_or_path": base_model}

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tinsmith.checkpoints import Checkpoint
-from tinsmith.files import sha256
+from tinsmith.checkpoints import Checkpoint, weights_sha256
 
 STEPS = 12
 SUPERVISED = {"kind": "supervised", "steps": STEPS, "batch_size": 8, "learning_rate": 0.01}
@@ -96,11 +95,11 @@ def test_a_killed_stage_goes_on_and_ends_as_if_it_had_not_been_killed(
 
     straight, killed = folder / "straight", folder / "killed"
     assert "goes on at step" in (killed / "train.log").read_text()
-    assert sha256(killed / "weights") == sha256(straight / "weights")
+    assert weights_sha256(killed / "weights") == weights_sha256(straight / "weights")
     assert metrics(killed / "metrics.jsonl") == metrics(straight / "metrics.jsonl")
     assert len(list((killed / "steps").iterdir())) == STEPS
     assert not work.exists()
 
     checkpoint = Checkpoint.read(killed / "checkpoint.json")
-    assert checkpoint.weights_sha256 == sha256(killed / "weights")
+    assert checkpoint.weights_sha256 == weights_sha256(killed / "weights")
     assert (checkpoint.stage, checkpoint.step, checkpoint.lora_rank) == ("grpo", STEPS, 4)
