@@ -18,9 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tinsmith.backend.base_model import BaseModel
+from tinsmith.backend.fused_lora import ADAPTER, FusedLoraLinear
 from tinsmith.errors import TinsmithError
 
-ADAPTER = "default"
 MAX_RANK = 1024
 
 
@@ -105,7 +105,9 @@ def attach_adapter(base: BaseModel, settings: LoraSettings, seed: int) -> PreTra
         # PEFT warns that merging into a tied unembedding changes the embedding; the adapter is
         # merged into a copy of the unembedding alone (sampling/replica.py).
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        inject_adapter_in_model(peft_config(settings, targets), module, adapter_name=ADAPTER)
+        config = peft_config(settings, targets)
+        config._register_custom_module({nn.Linear: FusedLoraLinear})
+        inject_adapter_in_model(config, module, adapter_name=ADAPTER)
     generator = torch.Generator().manual_seed(seed)
     for _, a, b in lora_pairs(module):
         bound = 1 / math.sqrt(a.shape[1])
