@@ -109,7 +109,7 @@ def write_jobs(settings: ReportSettings) -> None:
         for stage in STAGES:
             checkpoint = f"{folder}/{stage}/checkpoint.json" if stage != "base" else ""
             if checkpoint:
-                given = [model, train, *([before] if before else [])]
+                given = [setup, model, train, *([before] if before else [])]
                 record = job(
                     "train_stage", {"run": run, "stage": {"name": stage}}, given, [checkpoint]
                 )
