@@ -103,7 +103,8 @@ def test_a_transcript_escapes_what_was_written_and_shades_what_was_trained(tmp_p
     write_step(tmp_path, record(0, "<script>"), CHAT)
     write_transcript(tmp_path / "t.html", "grpo & more", read_steps(tmp_path, 1), 1)
     page = (tmp_path / "t.html").read_text()
-    assert "<script>" not in page
+    assert ">&lt;</span>" in page  # the token alone, as the model wrote it
+    assert "><</span>" not in page
     assert "&lt;27+58&gt;" in page
     assert "grpo &amp; more" in page
     assert "hsl(140" in page
