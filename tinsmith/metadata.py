@@ -90,11 +90,12 @@ def package_versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """The commit, and whether the tree differed from it; None outside a git checkout."""
+    """The commit, and whether a tracked file differed from it; None outside a git checkout."""
     commit = _output_of("git", "rev-parse", "HEAD")
     if commit is None:
         return None
-    return {"commit": commit, "is_dirty": bool(_output_of("git", "status", "--porcelain"))}
+    changes = _output_of("git", "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "is_dirty": bool(changes)}
 
 
 def machine() -> dict[str, Any]:
