@@ -100,12 +100,14 @@ def test_how_a_job_runs_is_no_reason_to_run_it_again(replan: Callable[..., set[s
     assert replan(backend={"threads": 2}) <= {"write_report"}
 
 
-def test_a_changed_comment_replans_nothing(tmp_path: Path) -> None:
+def test_a_changed_comment_replans_nothing_and_a_changed_pin_no_training(tmp_path: Path) -> None:
     workflow = Workflow(tmp_path, config(), stand_ins=True)
     assert workflow.snakemake("--cores", "2").code == 0
     for file in (tmp_path / "config.yaml", tmp_path / "rules/train.smk", tmp_path / "Snakefile"):
         file.write_text(file.read_text() + "\n# A comment.\n")
     assert workflow.plan().jobs == set()
+    (tmp_path / "envs/engine.txt").write_text("torch==1.0\n")
+    assert workflow.plan().jobs == {"check_setup", "write_report"}
 
 
 def test_a_single_stage_is_a_target(tmp_path: Path) -> None:
@@ -142,8 +144,10 @@ def test_a_model_of_the_user_is_never_an_output(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_configs_that_are_shipped_can_be_planned(file: Path, tmp_path: Path) -> None:
-    said = Workflow(tmp_path, config(), stand_ins=True).plan("--configfile", f"configs/{file.name}")
+    values = config(model={"kind": "tiny", "hidden_size": 64}, sweep={"grpo.steps": [1, 2]})
+    said = Workflow(tmp_path, values, stand_ins=True).plan("--configfile", f"configs/{file.name}")
     assert said.code == 0, said.text
+    assert "hidden_size" not in said.text
     assert "prepare_model" in said.jobs
 
 

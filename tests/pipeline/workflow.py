@@ -68,9 +68,9 @@ class Workflow:
 
     def __init__(self, folder: Path, config: dict[str, Any], *, stand_ins: bool) -> None:
         self.folder = folder
-        for name in ("tinsmith", "envs", "configs"):
+        for name in ("tinsmith", "configs"):
             (folder / name).symlink_to(ROOT / name)
-        for name in ("rules", "profiles"):
+        for name in ("rules", "profiles", "envs"):
             shutil.copytree(ROOT / name, folder / name)
         shutil.copy(ROOT / "Snakefile", folder)
         if stand_ins:
