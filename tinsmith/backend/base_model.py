@@ -3,12 +3,13 @@
 import copy
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -16,6 +17,7 @@ from tinsmith.errors import TinsmithError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYER_TYPES = {"full_attention", "sliding_attention"}
+TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken")
 log = logging.getLogger(__name__)
 
 
@@ -88,12 +90,18 @@ def _load(name: str, source: str, device: torch.device, dtype: torch.dtype) -> B
     try:
         config = AutoConfig.from_pretrained(source)
         _check_layers(name, config)
-        module = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+        module, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            source,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise TinsmithError(f"--model {name}={source} cannot be loaded: {error}") from error
+    _check_complete(name, source, report["missing_keys"])
     module.requires_grad_(False).eval()
     nn.Module.to(module, device)
     parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -120,6 +128,20 @@ def _check_directory(name: str, source: str) -> None:
         raise TinsmithError(
             f"--model {name}={source}: the directory has no weights (*.safetensors); "
             "other formats are not read, since unpickling runs code"
+        )
+    if not any(file for pattern in TOKENIZER_FILES for file in directory.glob(pattern)):
+        raise TinsmithError(
+            f"--model {name}={source}: the directory has no tokenizer (tokenizer.json or another "
+            "vocabulary)"
+        )
+
+
+def _check_complete(name: str, source: str, missing: Collection[str]) -> None:
+    # transformers would make random numbers stand in for them.
+    if missing:
+        raise TinsmithError(
+            f"--model {name}={source}: the weights lack {len(missing)} tensors of the model, "
+            f"such as {min(missing)}; is a file of the download missing?"
         )
 
 

@@ -1,0 +1,79 @@
+"""Which models load, and what is said of those that do not."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tinsmith.backend.base_model import BaseModel, choose_device, load_base_models
+from tinsmith.backend.check import check_model
+from tinsmith.errors import TinsmithError
+
+
+def load(directory: Path) -> BaseModel:
+    return load_base_models({"m": str(directory)}, "cpu", "float32")["m"]
+
+
+def test_both_ways_of_running_a_model_agree_with_its_own(base: BaseModel):
+    check_model(base)
+
+
+def test_a_missing_directory_is_named(tmp_path: Path):
+    with pytest.raises(TinsmithError, match=r"--model m=.*nothing: there is no such directory"):
+        load(tmp_path / "nothing")
+
+
+def test_a_directory_without_config_is_named(tmp_path: Path):
+    with pytest.raises(TinsmithError, match=r"the directory has no config.json"):
+        load(tmp_path)
+
+
+def test_a_model_without_weights_is_named(qwen3_dir: Path, tmp_path: Path):
+    shutil.copy(qwen3_dir / "config.json", tmp_path)
+    with pytest.raises(TinsmithError, match=r"has no weights \(\*.safetensors\)"):
+        load(tmp_path)
+
+
+def test_a_model_without_tokenizer_is_named(qwen3_dir: Path, tmp_path: Path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(qwen3_dir / name, tmp_path)
+    with pytest.raises(TinsmithError, match="the directory has no tokenizer"):
+        load(tmp_path)
+
+
+def test_broken_weights_are_named(qwen3_dir: Path, tmp_path: Path):
+    shutil.copytree(qwen3_dir, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(TinsmithError, match=r"--model m=.* cannot be loaded"):
+        load(tmp_path / "model")
+
+
+def test_weights_that_lack_a_tensor_are_refused_not_made_up(qwen3_dir: Path, tmp_path: Path):
+    shutil.copytree(qwen3_dir, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(TinsmithError, match=r"lack 1 tensors .* model.layers.1.mlp.up_proj.weight"):
+        load(tmp_path / "model")
+
+
+def test_layers_that_the_sampler_cannot_cache_are_refused(qwen3_dir: Path, tmp_path: Path):
+    shutil.copytree(qwen3_dir, tmp_path / "model")
+    config = json.loads((qwen3_dir / "config.json").read_text())
+    config["layer_types"] = ["full_attention", "linear_attention"]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TinsmithError, match="linear_attention are not supported"):
+        load(tmp_path / "model")
+
+
+def test_a_gpu_that_is_not_there_is_said():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert choose_device("auto").type == "cpu"
+    with pytest.raises(TinsmithError, match="sees no CUDA device on this machine"):
+        choose_device("cuda:0")
