@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +143,8 @@ def _run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
     if not command:
         raise TinsmithError("no program given; write it behind --, as in: -- python my_program.py")
+    if shutil.which(command[0]) is None:
+        raise TinsmithError(f"cannot start {command[0]!r}: no such program")
     api_key, _ = _api_key(arguments.api_key)
     options = [f"--{name}={getattr(arguments, name)}" for name in ("host", "port", "device")]
     options += [f"--dtype={arguments.dtype}", f"--lora-alpha={arguments.lora_alpha}"]
