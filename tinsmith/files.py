@@ -41,6 +41,7 @@ def new_directory(path: Path) -> Iterator[Path]:
         yield draft
         for file in draft.rglob("*"):
             if file.is_file():
+                file.chmod(0o644)  # safetensors writes its files for their owner alone
                 _sync(file)
         draft.chmod(0o755)
         if path.exists():
