@@ -13,12 +13,13 @@ Params = types.SamplingParams
 
 def make_datum(tokens: Sequence[int], weights: Sequence[float] | None = None) -> types.Datum:
     """Predict each token from those before it."""
+    inputs: dict[str, object] = {
+        "target_tokens": list(tokens[1:]),
+        "weights": [1.0] * (len(tokens) - 1) if weights is None else list(weights),
+    }
     return types.Datum(
         model_input=types.ModelInput.from_ints(list(tokens[:-1])),
-        loss_fn_inputs={
-            "target_tokens": list(tokens[1:]),
-            "weights": [1.0] * (len(tokens) - 1) if weights is None else list(weights),
-        },
+        loss_fn_inputs=inputs,  # pyright: ignore[reportArgumentType] lists become tensors
     )
 
 

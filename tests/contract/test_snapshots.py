@@ -4,9 +4,18 @@ import pickle
 
 import pytest
 import tinker
+import torch
 from tinker import types
 
-from tests.clients import forward, prompt_logprobs, random_tokens, sample, train, trained_client
+from tests.clients import (
+    forward,
+    make_datum,
+    prompt_logprobs,
+    random_tokens,
+    sample,
+    train,
+    trained_client,
+)
 from tinsmith.backend.sampling.pool import MAX_IN_MEMORY, MAX_REPLICAS
 
 TOKENS = random_tokens(0, 40)
@@ -90,10 +99,9 @@ def test_a_sampling_client_works_after_pickling(service: tinker.ServiceClient):
 
 def test_a_custom_loss_has_the_gradient_that_the_client_computes(service: tinker.ServiceClient):
     """The client scores, differentiates, and sends the gradient back as negative weights."""
-    from tests.clients import make_datum
 
     def squares(data: list[types.Datum], logprobs: list) -> tuple:
-        loss = sum((values**2).sum() for values in logprobs)
+        loss = torch.stack([(values**2).sum() for values in logprobs]).sum()
         return loss, {"squares": float(loss.detach())}
 
     one, two = (service.create_lora_training_client("llama", rank=4, seed=1) for _ in range(2))

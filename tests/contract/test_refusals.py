@@ -1,0 +1,301 @@
+"""What is wrong with a request is said in one clear sentence, and the run goes on."""
+
+import math
+from collections.abc import Callable
+
+import httpx
+import pytest
+import tinker
+from tinker import types
+from tinker.types.optimizer import DimuonOptimizerConfig
+
+from tests.clients import Params, forward, make_datum, random_tokens, sample, trained_client
+from tinsmith.serving import Endpoint
+
+TOKENS = random_tokens(0, 10)
+
+
+@pytest.fixture(scope="module")
+def trainer(service: tinker.ServiceClient) -> tinker.TrainingClient:
+    return trained_client(service, "qwen3", steps=1)
+
+
+@pytest.fixture(scope="module")
+def sampler(service: tinker.ServiceClient) -> tinker.SamplingClient:
+    return service.create_sampling_client(base_model="qwen3").result()
+
+
+def policy_datum(**changes: object) -> types.Datum:
+    size = len(TOKENS) - 1
+    inputs: dict[str, object] = {
+        "target_tokens": TOKENS[1:],
+        "logprobs": [-1.0] * size,
+        "advantages": [0.5] * size,
+    }
+    inputs = {name: value for name, value in (inputs | changes).items() if value is not None}
+    return types.Datum(
+        model_input=types.ModelInput.from_ints(TOKENS[:-1]),
+        loss_fn_inputs=inputs,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def floats(values: list[float]) -> types.TensorData:
+    return types.TensorData(data=values, dtype="float32", shape=[len(values)])
+
+
+WRONG_DATA: dict[str, tuple[Callable[[], types.Datum], str, str]] = {
+    "advantages too short": (
+        lambda: policy_datum(advantages=[1.0] * 4), "importance_sampling",
+        r"data\[0\].loss_fn_inputs.advantages: must have one value per token .* \[9\], got \[4\]",
+    ),
+    "no advantages": (
+        lambda: policy_datum(advantages=None), "importance_sampling",
+        r"data\[0\].loss_fn_inputs: importance_sampling needs advantages",
+    ),
+    "an unknown input": (
+        lambda: policy_datum(mask=floats([1.0] * 9)), "importance_sampling",
+        r"importance_sampling takes target_tokens, logprobs, advantages, not mask",
+    ),
+    "advantages that are NaN": (
+        lambda: policy_datum(advantages=[0.0] * 8 + [math.nan]), "importance_sampling",
+        r"advantages\[8\]: must be finite, got nan; nothing was accumulated",
+    ),
+    "infinite log-probabilities": (
+        lambda: policy_datum(logprobs=[0.0, -math.inf, *[0.0] * 7]), "importance_sampling",
+        r"logprobs\[1\]: must be finite, got -inf",
+    ),
+    "weights that are NaN": (
+        lambda: make_datum(TOKENS, [math.nan] * 9), "cross_entropy",
+        r"weights\[0\]: must be finite, got nan",
+    ),
+    "targets that are fractions": (
+        lambda: policy_datum(target_tokens=floats([1.5] * 9)), "importance_sampling",
+        r"target_tokens: dtype must be int64, got float32",
+    ),
+    "a target outside the vocabulary": (
+        lambda: make_datum([*TOKENS[:-1], 400]), "cross_entropy",
+        r"target_tokens\[8\]: token ids must be 0 to 399, got 400",
+    ),
+    "a negative token": (
+        lambda: make_datum([-1, *TOKENS[1:]]), "cross_entropy",
+        r"model_input\[0\]: token ids must be 0 to 399, got -1",
+    ),
+    "more tokens than the context": (
+        lambda: make_datum(random_tokens(0, 514)), "cross_entropy",
+        r"model_input: must hold 1 to 512 tokens \(the model's context\), got 513",
+    ),
+    "an unknown loss": (lambda: make_datum(TOKENS), "cross_entropi", "unknown to the Tinker API"),
+    "a loss that is not computed": (lambda: make_datum(TOKENS), "ppo", "is not computed by this"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_DATA)
+def test_wrong_training_data_is_refused_by_name_and_the_run_goes_on(
+    trainer: tinker.TrainingClient, case: str
+):
+    make, loss, message = WRONG_DATA[case]
+    before = forward(trainer, TOKENS)
+    with pytest.raises(tinker.RequestFailedError, match=message):
+        trainer.forward_backward([make()], loss).result()  # pyright: ignore[reportArgumentType]
+    assert forward(trainer, TOKENS) == before
+
+
+@pytest.mark.parametrize("loss", ["cispo", "dro", "gspo", "stable_reinforce"])
+def test_other_losses_of_tinker_are_refused_not_replaced(
+    trainer: tinker.TrainingClient, loss: types.LossFnType
+):
+    with pytest.raises(tinker.RequestFailedError, match=f"'{loss}' is not computed"):
+        trainer.forward_backward([policy_datum()], loss).result()
+
+
+def test_a_setting_that_a_loss_does_not_have_is_refused(trainer: tinker.TrainingClient):
+    config = {"clip_low_threshold": 0.8}
+    with pytest.raises(tinker.RequestFailedError, match="no settings, got clip_low_threshold"):
+        trainer.forward_backward([policy_datum()], "importance_sampling", config).result()
+
+
+def test_one_bad_datum_among_good_ones_accumulates_nothing(service: tinker.ServiceClient):
+    client = trained_client(service, "qwen3", steps=1)
+    good, bad = make_datum(TOKENS), make_datum(TOKENS, [math.nan] * 9)
+    with pytest.raises(tinker.RequestFailedError, match=r"data\[2\]"):
+        client.forward_backward([good, good, bad], "cross_entropy").result()
+    metrics = client.optim_step(types.AdamParams(learning_rate=0.0)).result().metrics
+    assert metrics is not None
+    assert metrics["grad_norm"] == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (types.AdamParams(learning_rate=-1.0), "learning_rate: .*greater than or equal to 0"),
+        (types.AdamParams(learning_rate=math.nan), "learning_rate: .*valid number"),
+        (types.AdamParams(beta1=1.0), "beta1: .*less than 1"),
+        (types.DimuonParams(learning_rate=1e-3), "optimizer_params is not a field"),
+    ],
+)
+def test_wrong_optimizer_settings_are_refused_and_the_run_goes_on(
+    trainer: tinker.TrainingClient, step: types.AdamParams, message: str
+):
+    with pytest.raises(tinker.RequestFailedError, match=message):
+        trainer.optim_step(step).result()
+    forward(trainer, TOKENS)
+
+
+WRONG_SAVES: dict[str, tuple[Callable[[tinker.TrainingClient], object], str]] = {
+    "escape": (lambda c: c.save_state("../x").result(), "checkpoint name '../x'"),
+    "slash": (lambda c: c.save_weights_for_sampler("a/b").result(), "checkpoint name 'a/b'"),
+    "absolute": (lambda c: c.save_weights_external("/tmp/x").result(), "checkpoint name '/tmp/x'"),
+    "ttl": (lambda c: c.save_state("t", ttl_seconds=0).result(), "ttl_seconds: .*greater"),
+    "inflight": (
+        lambda c: c.save_weights_and_get_sampling_client(kind="inflight").result(), "'inflight'",
+    ),
+    "age": (
+        lambda c: c.save_weights_external("e", age_encryption_recipients=["age1x"]).result(),
+        "encrypted exports are not offered",
+    ),
+    "load": (
+        lambda c: c.load_state("tinker://a/weights/b").result(),
+        "use create_training_client_from_state",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:DEPRECATED")
+@pytest.mark.parametrize("case", WRONG_SAVES)
+def test_wrong_saving_and_loading_is_refused_and_the_run_goes_on(
+    trainer: tinker.TrainingClient, case: str
+):
+    act, message = WRONG_SAVES[case]
+    with pytest.raises(tinker.RequestFailedError, match=message):
+        act(trainer)
+    forward(trainer, TOKENS)
+
+
+def test_a_checkpoint_is_not_overwritten_unless_asked(trainer: tinker.TrainingClient):
+    trainer.save_state("twice").result()
+    with pytest.raises(tinker.RequestFailedError, match="exists already"):
+        trainer.save_state("twice").result()
+    trainer.save_state("twice", overwrite=True).result()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
+        ({"max_tokens": 504}, r"context of 512 tokens, got 10 \+ 504; shorten one of them"),
+        ({"temperature": -0.1}, "temperature must be 0 or more and finite, got -0.1"),
+        ({"top_k": 0}, r"top_k must be -1 \(no limit\) or at least 1, got 0"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
+        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
+        ({"stop": [400]}, "stop: token ids must be 0 to 399, got 400"),
+        ({"stop": ""}, "a stop string must not be empty"),
+    ],
+)
+def test_wrong_sampling_settings_are_refused_and_the_next_request_is_served(
+    sampler: tinker.SamplingClient, settings: dict, message: str
+):
+    with pytest.raises(tinker.RequestFailedError, match=message):
+        sample(sampler, TOKENS, **settings)
+    assert sample(sampler, TOKENS, max_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [([], "prompt must be at least one token"), ([5, 400], "0 to 399, got 400"),
+     (random_tokens(0, 513), r"got 513 \+ 1; shorten")],
+)  # fmt: skip
+def test_wrong_prompts_are_refused(sampler: tinker.SamplingClient, prompt: list[int], message: str):
+    with pytest.raises((tinker.RequestFailedError, tinker.APIStatusError), match=message):
+        sample(sampler, prompt, max_tokens=1)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"topk_prompt_logprobs": 3}, {"topk_sample_logprobs": 3}, {"prompt_alt_tokens_k": 2}],
+)
+def test_what_the_server_does_not_compute_is_refused_not_left_out(
+    sampler: tinker.SamplingClient, extra: dict[str, int]
+):
+    [name] = extra
+    prompt = types.ModelInput.from_ints(TOKENS)
+    with pytest.raises(tinker.RequestFailedError, match=f"{name} is not computed by this server"):
+        sampler.sample(
+            prompt, num_samples=1, sampling_params=Params(max_tokens=1),
+            include_prompt_logprobs=True, **extra,  # pyright: ignore[reportArgumentType]
+        ).result()  # fmt: skip
+
+
+@pytest.mark.parametrize("num_samples", [0, 10**9])
+def test_an_impossible_number_of_samples_is_refused(
+    sampler: tinker.SamplingClient, num_samples: int
+):
+    with pytest.raises(tinker.APIStatusError, match="num_samples"):
+        sample(sampler, TOKENS, num_samples, max_tokens=1)
+
+
+def test_what_is_not_there_is_named(service: tinker.ServiceClient):
+    missing = "tinker://nobody:train:0/weights/none"
+    for act, message in (
+        (lambda: service.create_lora_training_client("gpt-9"), "'gpt-9' is not served here"),
+        (lambda: service.create_sampling_client(base_model="gpt-9"), "served: qwen3, llama"),
+        (lambda: service.create_sampling_client(model_path=missing), "does not exist in"),
+        (lambda: service.create_training_client_from_state(missing), "does not exist"),
+    ):
+        with pytest.raises(tinker.TinkerError, match=message):
+            act().result()
+
+
+@pytest.mark.parametrize("rank", [0, 2000])
+def test_an_impossible_rank_is_refused(service: tinker.ServiceClient, rank: int):
+    with pytest.raises(tinker.TinkerError, match=f"rank must be 1 to 1024, got {rank}"):
+        service.create_lora_training_client("qwen3", rank=rank).result()
+
+
+def test_another_optimizer_is_refused(service: tinker.ServiceClient):
+    dimuon = DimuonOptimizerConfig()
+    with pytest.raises(tinker.TinkerError, match="optimizer_config"):
+        service.create_lora_training_client("qwen3", optimizer=dimuon).result()
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-API-Key": "tml-wrong"}, {"X-API-Key": "tml-\u00e9"}])
+def test_a_wrong_api_key_is_refused_on_every_path(endpoint: Endpoint, headers: dict[str, str]):
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    for path in ("get_server_capabilities", "training_runs", "no/such/path"):
+        answer = httpx.get(f"{endpoint.base_url}/api/v1/{path}", headers=encoded)
+        assert answer.status_code == 401
+        assert "API key is missing or wrong" in answer.json()["error"]
+    assert httpx.get(f"{endpoint.base_url}/api/v1/healthz").json() == {"status": "ok"}
+
+
+def test_the_sdk_says_so_when_the_api_key_is_wrong(endpoint: Endpoint):
+    with pytest.raises(tinker.AuthenticationError, match="set TINKER_API_KEY to the key of this"):
+        tinker.RestClient(base_url=endpoint.base_url, api_key="tml-wrong")
+
+
+def post(endpoint: Endpoint, path: str, body: object) -> httpx.Response:
+    headers = {"X-API-Key": endpoint.api_key}
+    return httpx.post(f"{endpoint.base_url}/api/v1/{path}", json=body, headers=headers, timeout=60)
+
+
+def test_an_unknown_field_of_a_request_is_refused_by_name(endpoint: Endpoint):
+    body = {"sdk_version": "0", "tags": [], "type": "create_session", "color": "red"}
+    answer = post(endpoint, "create_session", body)
+    assert answer.status_code == 422
+    assert "color is not a field of this request" in answer.json()["error"]
+
+
+def test_an_unknown_path_is_answered_with_a_sentence(endpoint: Endpoint):
+    answer = post(endpoint, "copy_weights", {})
+    assert answer.status_code == 404
+    assert "POST /api/v1/copy_weights is not offered" in answer.json()["error"]
+
+
+def test_a_forgotten_request_is_resampled_but_never_retrained(endpoint: Endpoint):
+    for kind, status in (("Sample", 410), ("ForwardBackward", 404)):
+        answer = httpx.post(
+            f"{endpoint.base_url}/api/v1/retrieve_future",
+            json={"request_id": "long-gone"},
+            headers={"X-API-Key": endpoint.api_key, "X-Tinker-Request-Type": kind},
+        )
+        assert answer.status_code == status
+        assert "unknown to this server" in answer.json()["error"]
