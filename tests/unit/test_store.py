@@ -1,5 +1,6 @@
 """Checkpoints are whole or absent, stay in their store, and go when their time is up."""
 
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,3 +148,11 @@ def test_checkpoints_are_listed_newest_first(store: Store):
         store.save(RUN, "weights", name, write(name))
     assert [c.name for c in store.checkpoints(RUN)] == ["three", "two", "one"]
     assert store.checkpoints("another:train:0") == []
+
+
+def test_a_store_of_another_version_is_refused_and_left_alone(tmp_path: Path):
+    database = sqlite3.connect(tmp_path / "tinsmith.sqlite")
+    database.executescript("CREATE TABLE runs (x); PRAGMA user_version = 99;")
+    with pytest.raises(TinsmithError, match=r"schema 99, this one reads 1.*--store"):
+        Store(tmp_path)
+    assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("runs",)]

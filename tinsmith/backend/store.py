@@ -18,7 +18,9 @@ from tinsmith.files import new_directory
 
 KINDS = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-SCHEMA = """
+VERSION = 1  # of the schema; raised with every change of it
+SCHEMA = f"""
+PRAGMA user_version = {VERSION};
 CREATE TABLE IF NOT EXISTS sessions (
     session_id TEXT PRIMARY KEY, created TEXT NOT NULL, details TEXT NOT NULL, ended TEXT);
 CREATE TABLE IF NOT EXISTS runs (
@@ -71,8 +73,18 @@ class Store:
         )
         self._db.row_factory = sqlite3.Row
         self._db.execute("PRAGMA journal_mode=WAL")
+        self._check_version()
         self._db.executescript(SCHEMA)
         self.remove_expired()
+
+    def _check_version(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        is_empty = not self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
+        if version != VERSION and not is_empty:
+            raise TinsmithError(
+                f"{self.directory} was written by another version of Tinsmith (schema {version}, "
+                f"this one reads {VERSION}); choose another --store or use that version"
+            )
 
     def close(self) -> None:
         self._db.close()

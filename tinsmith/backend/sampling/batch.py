@@ -12,7 +12,12 @@ from transformers import PreTrainedModel
 from tinsmith.backend.base_model import BaseModel, backbone, unembed
 from tinsmith.backend.forward import micro_batches, token_logprobs
 from tinsmith.backend.sampling.choose import choose
-from tinsmith.backend.sampling.keys_values import PromptKeysValues, RunningKeysValues
+from tinsmith.backend.sampling.keys_values import (
+    LENGTH_STEP,
+    PromptKeysValues,
+    RunningKeysValues,
+    round_up,
+)
 from tinsmith.backend.sampling.request import Completion, SamplingRequest, SamplingResult
 from tinsmith.backend.sampling.stop import stop_reason
 
@@ -109,12 +114,14 @@ class SamplingBatch:
         return taken
 
     def _prefill(self, jobs: Sequence[Job]) -> None:
-        longest = max(len(job.request.prompt) for job in jobs)
+        longest = round_up(max(len(job.request.prompt) for job in jobs), LENGTH_STEP)
         ids_BT = torch.zeros(len(jobs), longest, dtype=torch.long)
         for i, job in enumerate(jobs):
             ids_BT[i, : len(job.request.prompt)] = torch.tensor(job.request.prompt)
         prompt = PromptKeysValues()
-        hidden_BTD = self._hidden(ids_BT, torch.arange(longest)[None], prompt)
+        # Padding may reach past the context, where a model with learned positions has none.
+        positions_T = torch.arange(longest).clamp(max=self._base.context_length - 1)
+        hidden_BTD = self._hidden(ids_BT, positions_T[None], prompt)
         last_B = torch.tensor([len(job.request.prompt) - 1 for job in jobs])
         logits_BV = unembed(self._replica, hidden_BTD[torch.arange(len(jobs)), last_B])
         for i, job in enumerate(jobs):

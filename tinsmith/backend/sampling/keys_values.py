@@ -14,6 +14,9 @@ from transformers import AttentionInterface, PreTrainedModel
 
 ATTENTION = "tinsmith_keys_values"
 BLOCK = 64  # capacities grow in blocks, so that few sizes ever exist
+# CPU attention rounds otherwise over fewer keys than this; multiples of it keep a row's numbers,
+# bit for bit, whatever the lengths of the rows beside it.
+LENGTH_STEP = 32
 
 
 def attend(
@@ -105,7 +108,7 @@ class RunningKeysValues:
 
     def begin_step(self, lengths: Sequence[int]) -> Tensor:
         """Prepare one decode step of rows with `lengths` tokens; returns positions [n, 1]."""
-        longest = max(lengths) + 1
+        longest = round_up(max(lengths) + 1, LENGTH_STEP)
         self._reserve(len(lengths), longest)
         self._view_length = longest
         self._lengths = torch.tensor(lengths, device=self._device)
@@ -152,13 +155,18 @@ class RunningKeysValues:
         if num_slots > self._num_slots:
             num_slots = max(num_slots, 2 * self._num_slots)
         num_slots = max(num_slots, self._num_slots)
-        capacity = max(-(-capacity // BLOCK) * BLOCK, self._capacity)
+        capacity = max(round_up(capacity, BLOCK), self._capacity)
         for layer, (keys, values) in self._layers.items():
             self._layers[layer] = (
                 _enlarged(keys, num_slots, capacity),
                 _enlarged(values, num_slots, capacity),
             )
         self._num_slots, self._capacity = num_slots, capacity
+
+
+def round_up(number: int, step: int) -> int:
+    """The smallest multiple of `step` that is at least `number`."""
+    return -(-number // step) * step
 
 
 def _enlarged(tensor: Tensor, num_slots: int, capacity: int) -> Tensor:
