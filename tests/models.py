@@ -38,7 +38,7 @@ def make_model(directory: Path, architecture: str) -> Path:
         torch.manual_seed(20)
         if architecture == "qwen3":
             model = Qwen3ForCausalLM(
-                Qwen3Config(hidden_size=48, intermediate_size=80, num_key_value_heads=2,
+                Qwen3Config(hidden_size=48, intermediate_size=96, num_key_value_heads=2,
                             head_dim=16, tie_word_embeddings=True, **sizes)
             )  # fmt: skip
         else:

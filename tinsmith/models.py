@@ -17,7 +17,7 @@ def prepare_model(settings: ModelSettings, directory: Path, download: Path) -> N
     """Put a complete model directory at `directory`; `download` keeps what a broken fetch has."""
     model = settings.model
     if isinstance(model, TinyModel):
-        from tinsmith.tiny import make_tiny_model
+        from tinsmith.tiny.model import make_tiny_model
 
         assert settings.digits is not None
         make_tiny_model(directory, model, settings.digits, settings.operations)

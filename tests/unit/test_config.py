@@ -155,3 +155,16 @@ def test_every_config_that_the_repository_ships_is_valid() -> None:
     assert len(files) >= 3
     for file in files:
         assert isinstance(load(file), Config)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"digits": 4}, "data.digits must be 1 to 3 with model.kind 'tiny'"),
+        ({"operations": ["*"]}, "data.operations must be some of +, - with model.kind 'tiny'"),
+    ],
+)
+def test_problems_beyond_the_tiny_model_are_refused_before_it_is_made(
+    data: dict[str, Any], said: str
+) -> None:
+    assert said in complaint(config(data={"kind": "arithmetic"} | data))

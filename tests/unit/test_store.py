@@ -91,8 +91,8 @@ def test_the_kinds_of_checkpoints_have_names_of_their_own(store: Store):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../x", "/etc/x", "a/b", "a\\b", ".hidden", "-x", "a b", "a\n", "\u00fc",
-             "a\0b", "x" * 201],
+    "name", ["", ".", "..", "../x", "/etc/x", "a/b", "a\\b", ".hidden", "-x", "a b", "a\n",
+             "\u00fc", "a\0b", "x" * 201],
 )  # fmt: skip
 def test_a_name_that_is_no_plain_file_name_is_refused(store: Store, name: str):
     with pytest.raises(TinsmithError, match="checkpoint name"):

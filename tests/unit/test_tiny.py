@@ -10,8 +10,8 @@ from tinsmith.arithmetic import draw_arithmetic
 from tinsmith.config import TinyModel
 from tinsmith.errors import TinsmithError
 from tinsmith.files import sha256
-from tinsmith.tiny import make_tiny_model
 from tinsmith.tiny.corpus import HABITS, answer_in_passing, draw_problem, is_read, solve
+from tinsmith.tiny.model import make_tiny_model
 from tinsmith.tiny.pretraining import Corpus, fixed_threads, new_model, pretrain, share_solved
 from tinsmith.tiny.tokenizer import make_tokenizer, prompt_ids
 

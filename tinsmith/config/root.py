@@ -15,6 +15,7 @@ from tinsmith.config.sections import (
     Task,
 )
 from tinsmith.config.stages import Stage
+from tinsmith.tiny.limits import refusal
 
 RESERVED_NAMES = ("base", "export")
 
@@ -64,6 +65,10 @@ class Config(Section):
                 "model.kind must be 'hub' with backend.kind 'api' (TINKER_BACKEND counts), because"
                 f" the hosted service knows models by their hub names, got {self.model.kind!r}"
             )
+        if self.model.kind == "tiny" and self.data.kind == "arithmetic":
+            reason = refusal(self.data.digits, self.data.operations)
+            if reason is not None:
+                raise ValueError(reason)
         most = max(self.evaluation.num_problems, *(s.eval_problems for s in self.stages))
         if most > self.data.held_out:
             raise ValueError(

@@ -34,7 +34,7 @@ class TinyModel(Section):
     seed: Seed = 0
     hidden_size: Annotated[int, Field(ge=32, multiple_of=32)] = 128
     num_layers: Count = 2
-    pretrain_steps: Seed = 250
+    pretrain_steps: Count = 250
 
 
 class HubModel(Section):

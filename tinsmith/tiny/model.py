@@ -8,11 +8,10 @@ from pathlib import Path
 from tinsmith.config import TinyModel
 from tinsmith.errors import TinsmithError
 from tinsmith.files import new_directory
+from tinsmith.tiny.limits import refusal
 from tinsmith.tiny.pretraining import Corpus, fixed_threads, new_model, pretrain, share_solved
 from tinsmith.tiny.tokenizer import make_tokenizer
 
-MAX_DIGITS = 3
-OPERATIONS = ("+", "-")
 ENOUGH_SOLVED = 0.5
 logger = logging.getLogger(__name__)
 
@@ -25,7 +24,8 @@ def make_tiny_model(
     The same arguments give the same bytes on the same machine: every draw comes from
     `settings.seed`, and the number of threads is fixed because it changes the order of sums.
     """
-    _check(digits, operations)
+    if reason := refusal(digits, operations):
+        raise TinsmithError(reason)
     tokenizer = make_tokenizer()
     model = new_model(tokenizer, settings.hidden_size, settings.num_layers, settings.seed)
     corpus = Corpus(tokenizer, digits, operations, random.Random(settings.seed))
@@ -44,18 +44,4 @@ def _report(solved: float, steps: int) -> None:
             "after %d steps the tiny model cannot do the sums, and post-training has little to"
             " build on: raise model.pretrain_steps, or lower data.digits",
             steps,
-        )
-
-
-def _check(digits: int, operations: Sequence[str]) -> None:
-    if not 1 <= digits <= MAX_DIGITS:
-        raise TinsmithError(
-            f"data.digits must be 1 to {MAX_DIGITS} with model.kind 'tiny', which is too small for"
-            f" longer numbers, got {digits}; choose another number or another model"
-        )
-    unknown = [operation for operation in operations if operation not in OPERATIONS]
-    if unknown or not operations:
-        raise TinsmithError(
-            f"data.operations must be some of {', '.join(OPERATIONS)} with model.kind 'tiny', which"
-            f" is too small for others, got {list(operations)}; choose others or another model"
         )
