@@ -77,6 +77,17 @@ def test_saved_weights_sample_as_they_were_when_saved(service: tinker.ServiceCli
         assert prompt_logprobs(sampler, TOKENS) == pytest.approx(truth, abs=1e-5)
 
 
+def test_a_checkpoint_is_not_overwritten_unless_asked(service: tinker.ServiceClient):
+    client = trained_client(service, "llama", steps=1)
+    path = client.save_state("twice").result().path
+    train(client, 1, seed=2)
+    with pytest.raises(tinker.RequestFailedError, match="exists already"):
+        client.save_state("twice").result()
+    assert client.save_state("twice", overwrite=True).result().path == path
+    again = service.create_training_client_from_state(path).result()
+    assert forward(again, TOKENS) == forward(client, TOKENS)
+
+
 def test_an_external_checkpoint_is_a_peft_adapter(
     service: tinker.ServiceClient, model_dirs: dict[str, Path], tmp_path: Path
 ):

@@ -171,13 +171,6 @@ def test_wrong_saving_and_loading_is_refused_and_the_run_goes_on(
     forward(trainer, TOKENS)
 
 
-def test_a_checkpoint_is_not_overwritten_unless_asked(trainer: tinker.TrainingClient):
-    trainer.save_state("twice").result()
-    with pytest.raises(tinker.RequestFailedError, match="exists already"):
-        trainer.save_state("twice").result()
-    trainer.save_state("twice", overwrite=True).result()
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
