@@ -2,13 +2,16 @@
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
+import psutil
 import torch
 import uvicorn
 
@@ -29,6 +32,7 @@ TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
 # What a client gets to fetch its last answers.
 SHUTDOWN_S = 3
 BACKLOG = 2048
+HOST = socket.gethostname()
 log = logging.getLogger(__name__)
 
 
@@ -66,7 +70,8 @@ def _core(settings: ServerSettings) -> Iterator[Core]:
     for base in bases.values():
         check_model(base)
     store = Store(settings.store)
-    snapshots = Snapshots(settings.store / "snapshots" / str(os.getpid()))
+    remove_left_snapshots(settings.store / "snapshots")
+    snapshots = Snapshots(settings.store / "snapshots" / f"{HOST}-{os.getpid()}")
     device = next(iter(bases.values())).device
     token_budget = settings.token_budget or TOKEN_BUDGET[device.type]
     pool = SamplerPool(snapshots, token_budget)
@@ -88,6 +93,13 @@ def _core(settings: ServerSettings) -> Iterator[Core]:
         engine.stop()
         snapshots.remove_all()
         store.close()
+
+
+def remove_left_snapshots(folder: Path) -> None:
+    """Remove what servers of this machine left when they were killed."""
+    for left in folder.glob(f"{HOST}-*"):
+        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
