@@ -28,7 +28,7 @@ from tinsmith.backend.store import Store
 from tinsmith.errors import TinsmithError
 
 # On a CPU activations beyond its caches cost more than larger matrix products bring.
-TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
+TOKEN_BUDGET = {"cpu": 1024, "cuda": 16384}
 # What a client gets to fetch its last answers.
 SHUTDOWN_S = 3
 BACKLOG = 2048
