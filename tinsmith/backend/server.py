@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -16,7 +17,7 @@ import torch
 import uvicorn
 
 from tinsmith.backend.app import make_app
-from tinsmith.backend.base_model import load_base_models
+from tinsmith.backend.base_model import BaseModel, load_base_models
 from tinsmith.backend.check import check_model
 from tinsmith.backend.core import Core
 from tinsmith.backend.engine import Engine
@@ -66,9 +67,10 @@ def _exit(number: int, _: object) -> NoReturn:
 
 @contextmanager
 def _core(settings: ServerSettings) -> Iterator[Core]:
-    bases = load_base_models(settings.models, settings.device, settings.dtype)
-    for base in bases.values():
-        check_model(base)
+    # In a thread that ends: OpenMP counts the helpers of every thread that ever computed, and once
+    # they outnumber the cores it puts them to sleep after each operation, at twice the time.
+    with ThreadPoolExecutor(1) as loader:
+        bases = loader.submit(_load, settings).result()
     store = Store(settings.store)
     remove_left_snapshots(settings.store / "snapshots")
     snapshots = Snapshots(settings.store / "snapshots" / f"{HOST}-{os.getpid()}")
@@ -93,6 +95,13 @@ def _core(settings: ServerSettings) -> Iterator[Core]:
         engine.stop()
         snapshots.remove_all()
         store.close()
+
+
+def _load(settings: ServerSettings) -> dict[str, BaseModel]:
+    bases = load_base_models(settings.models, settings.device, settings.dtype)
+    for base in bases.values():
+        check_model(base)
+    return bases
 
 
 def remove_left_snapshots(folder: Path) -> None:
