@@ -59,6 +59,8 @@ def main() -> None:
             explained(f"training stage {settings.stage.name}"),
         ):
             _train(args, settings, service)
+    # Not before the job's record is written: what is killed until then goes on from here.
+    shutil.rmtree(args.work)
 
 
 def _train(
@@ -81,7 +83,6 @@ def _train(
             write_progress(args.work, Progress(record.step + 1, state, print_of_inputs))
 
     _write_outputs(args, settings, context.training_client)
-    shutil.rmtree(args.work)
 
 
 def _open(
@@ -124,7 +125,7 @@ def _with_progress_bar(
         for record in records:
             metrics = record.metrics
             logger.debug("step %d: %s", record.step, dict(metrics))
-            if metrics.get("kl_nats", 0.0) > KL_WARNING_NATS:
+            if abs(metrics.get("kl_nats", 0.0)) > KL_WARNING_NATS:
                 logger.warning(
                     "step %d of stage %s: sampler and trainer are %.3g nats apart, above %g",
                     record.step,

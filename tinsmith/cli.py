@@ -110,7 +110,7 @@ def parse_models(options: Sequence[str]) -> dict[str, str]:
     models: dict[str, str] = {}
     for option in options:
         name, separator, source = option.partition("=")
-        if not separator:
+        if not separator or Path(option).is_dir():  # a folder's own name may hold a =
             name = source = option.rstrip("/") or option
         if not name or not source:
             raise TinsmithError(f"--model must be SOURCE or NAME=SOURCE, got {option!r}")

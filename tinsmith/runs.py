@@ -42,7 +42,7 @@ class RunConfig:
         if isinstance(model, HubModel):
             return model.name.replace("/", "__")
         if isinstance(model, PathModel):
-            return Path(model.path).name
+            return Path(model.path).name.replace("=", "-")  # served as NAME=DIRECTORY
         return f"tiny-{short_hash(self.model_settings())}"
 
     @property

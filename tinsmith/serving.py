@@ -88,7 +88,11 @@ def local_server(
     """
     key = api_key or f"tml-local-{secrets.token_urlsafe(24)}"
     command = [sys.executable, "-m", "tinsmith.cli", "serve", "--port=0", "--stop-with-stdin"]
-    command += [f"--model={name}={source}" for name, source in models.items()] + list(options)
+    command += [
+        f"--model={source}" if name == source else f"--model={name}={source}"
+        for name, source in models.items()
+    ]
+    command += options
     errors = _open_log(log)
     process = subprocess.Popen(
         command,

@@ -1,5 +1,7 @@
 """Options of the command line that need no server."""
 
+from pathlib import Path
+
 import pytest
 
 from tinsmith.cli import main, parse_models
@@ -50,3 +52,13 @@ def test_a_program_that_does_not_exist_is_named_before_a_server_starts(
 def test_a_key_that_the_sdk_would_refuse_is_refused(capsys: pytest.CaptureFixture[str]):
     assert main(["serve", "--model", "m", "--api-key", "secret"]) == 2
     assert "--api-key must start with 'tml-'" in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_holds_an_equals_sign_is_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("results/seed=0/merged").mkdir(parents=True)
+    folder = "results/seed=0/merged"
+    assert parse_models([folder]) == {folder: folder}
+    assert parse_models([f"mine={folder}"]) == {"mine": folder}

@@ -101,6 +101,7 @@ def test_all_faults_are_told_at_once() -> None:
         config(backend={"kind": "local", "TINKER_API_KEY": "x"}),
         config(task={"kind": "arithmetic", "system_prompt": "hf_abcdefghijklmnopqrst"}),
         config(stages=[{"kind": "supervised", "steps": 1, "name": "tml-abcdefghijklmnop"}]),
+        config(task={"kind": "arithmetic", "system_prompt": "tml-local-abcdef_ghijk-lmnop"}),
     ],
 )
 def test_a_secret_in_the_config_is_refused_without_repeating_it(values: dict[str, Any]) -> None:

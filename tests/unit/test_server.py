@@ -13,6 +13,7 @@ def test_only_what_dead_servers_of_this_machine_left_is_removed(tmp_path: Path):
     gone.wait()
     left = tmp_path / f"{HOST}-{gone.pid}"
     kept = [tmp_path / f"{HOST}-{os.getpid()}", tmp_path / f"another-host-{gone.pid}"]
+    kept.append(tmp_path / f"{HOST}-01-{gone.pid}")
     for folder in (left, *kept):
         (folder / "snapshot").mkdir(parents=True)
     remove_left_snapshots(tmp_path)

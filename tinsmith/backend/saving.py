@@ -53,6 +53,11 @@ class Saving:
                 return JsonResult({"path": path, "type": "save_weights_for_sampler"})
             if request.sampling_session_seq_id is None:
                 raise TinsmithError("path or sampling_session_seq_id must be given")
+            if request.ttl_seconds is not None or request.user_metadata is not None:
+                raise TinsmithError(
+                    "ttl_seconds and user_metadata belong to a checkpoint; give it a path, or "
+                    "leave them out for the snapshot of a sampling client"
+                )
             session_id = request.model_id.split(":")[0]
             sampler_id = self._samplers.add_snapshot(
                 session_id, request.sampling_session_seq_id, trainer

@@ -29,7 +29,7 @@ from tinsmith.backend.store import Store
 from tinsmith.errors import TinsmithError
 
 # On a CPU activations beyond its caches cost more than larger matrix products bring.
-TOKEN_BUDGET = {"cpu": 1024, "cuda": 16384}
+TOKEN_BUDGET = {"cpu": 1024, "cuda": 4096}
 # What a client gets to fetch its last answers.
 SHUTDOWN_S = 3
 BACKLOG = 2048
@@ -107,7 +107,8 @@ def _load(settings: ServerSettings) -> dict[str, BaseModel]:
 def remove_left_snapshots(folder: Path) -> None:
     """Remove what servers of this machine left when they were killed."""
     for left in folder.glob(f"{HOST}-*"):
-        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+        pid = left.name.removeprefix(f"{HOST}-")
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -54,6 +54,11 @@ class Training:
 
     def create_from_state(self, request: LoadWeightsRequest) -> Promise:
         """A new adapter that starts from a checkpoint, with its optimizer state if asked."""
+        if request.weights_access_token is not None:
+            raise TinsmithError(
+                "weights_access_token opens another account's weights, and this server has no "
+                "accounts; leave it out"
+            )
         if request.session_id is None or request.model_seq_id is None:
             return self._refuse_to_load_into_a_model(request)
 

@@ -18,7 +18,7 @@ from tinsmith.errors import TinsmithError
 
 BACKEND_VARIABLE = "TINKER_BACKEND"
 _SECRET_KEY = re.compile(r"(^|_)(api_?key|secret|password|access_token|hf_token)$", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"^(hf_|tml-|sk-)\w{12,}$")
+_SECRET_VALUE = re.compile(r"^(hf_|tml-|sk-)[\w-]{12,}$")
 _EXPONENT = re.compile(r"^[+-]?\d+(\.\d+)?[eE][+-]?\d+$")
 _Checked = TypeVar("_Checked", bound=Section)
 

@@ -93,7 +93,7 @@ class SamplingBatch:
         jobs = self._admitting = self._take_what_fits()
         if not jobs:
             return 0
-        lengths = [len(job.request.prompt) for job in jobs]
+        lengths = [round_up(len(job.request.prompt), LENGTH_STEP) for job in jobs]
         for group in micro_batches(lengths, self._token_budget):
             self._prefill([jobs[i] for i in group])
         self._admitting = []
@@ -198,6 +198,8 @@ class SamplingBatch:
 
     def _keep(self, running: list[Row]) -> None:
         """Drop ended rows; rows from the end move into the slots that they free."""
+        if not running:
+            self._keys_values = RunningKeysValues(self._base.device)  # gives the memory back
         if len(running) == len(self._rows):
             return
         kept = {id(row) for row in running}

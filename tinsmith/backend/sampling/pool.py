@@ -11,6 +11,7 @@ from tinsmith.backend.adapter import AdapterWeights, LoraSettings
 from tinsmith.backend.base_model import BaseModel
 from tinsmith.backend.sampling.batch import Job, SamplingBatch
 from tinsmith.backend.sampling.replica import make_replica
+from tinsmith.files import new_directory
 
 # Weights of the latest snapshots stay in memory; older ones wait on the disk.
 MAX_IN_MEMORY = 4
@@ -63,11 +64,12 @@ class Snapshots:
     def _spill(self) -> None:
         held = [key for key, weights in self._in_memory.items() if weights is not None]
         for snapshot_id in held[:-MAX_IN_MEMORY]:
-            weights = self._in_memory.pop(snapshot_id)
+            weights = self._in_memory[snapshot_id]
             assert weights is not None
-            self._path(snapshot_id).mkdir(parents=True)
-            weights.save(self._path(snapshot_id), self._bases[snapshot_id].name)
+            with new_directory(self._path(snapshot_id)) as folder:
+                weights.save(folder, self._bases[snapshot_id].name)
             self._on_disk[snapshot_id] = weights.settings
+            del self._in_memory[snapshot_id]
 
     def _path(self, snapshot_id: str) -> Path:
         return self._directory / snapshot_id.replace(":", "_")
