@@ -6,19 +6,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from tinsmith import config
-from tinsmith.datums import importance_sampling_datum, with_trainer_logprobs
+from tinsmith.datums import importance_sampling_datum
 from tinsmith.errors import TinsmithError
-from tinsmith.metrics import kl_nats, sampling_metrics, share_zero_variance, training_metrics
 from tinsmith.objectives.advantages import centre, standardise
 from tinsmith.rollouts import Sampler, has_signal_P, rewards_P_G, samples_of
 from tinsmith.stages.context import StageContext, heldout_accuracy, is_evaluation_due
+from tinsmith.stages.policy import update_policy
 from tinsmith.types import Group, Sample, StepRecord
 
 
 def train(options: config.Grpo, context: StageContext, first_step: int) -> Iterator[StepRecord]:
     """One record per optimizer step, from `first_step` on; every step samples its own policy."""
-    client = context.training_client
-    sampling_client = client.save_weights_and_get_sampling_client().result()
+    sampling_client = context.training_client.save_weights_and_get_sampling_client().result()
     for step in range(first_step, options.steps):
         started_s = time.monotonic()
         sampler = Sampler(sampling_client, context.task.chat, options.max_tokens)
@@ -29,21 +28,12 @@ def train(options: config.Grpo, context: StageContext, first_step: int) -> Itera
         _check_signal(options, step, trained, left_out)
 
         datums = [importance_sampling_datum(sample) for sample in trained]
-        forward_backward = client.forward_backward(datums, "importance_sampling")
-        optim_step = client.optim_step(context.adam_params())
-        upcoming_client = client.save_weights_and_get_sampling_client()
-        output, update = forward_backward.result(), optim_step.result()
-        sampling_client = upcoming_client.result()
-
-        trained = with_trainer_logprobs(trained, output)
-        metrics = sampling_metrics(samples)
-        metrics |= training_metrics(trained, output, update, context.learning_rate)
-        metrics["kl_nats"] = kl_nats(trained)
-        metrics["share_zero_variance"] = share_zero_variance(groups)
-        metrics["tokens_per_s"] = metrics["num_sampled_tokens"] / (time.monotonic() - started_s)
+        samples, metrics, sampling_client = update_policy(
+            context, started_s, groups, trained, left_out, datums, "importance_sampling"
+        )
         if is_evaluation_due(options, step):
             metrics["heldout_accuracy"] = heldout_accuracy(context, options, sampling_client)
-        yield StepRecord(step, metrics, tuple(trained + left_out))
+        yield StepRecord(step, metrics, tuple(samples))
 
 
 def _sample_groups(

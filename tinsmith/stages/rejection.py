@@ -4,12 +4,13 @@ import time
 from collections.abc import Iterator, Sequence
 
 from tinsmith import config
-from tinsmith.datums import DATUMS, with_trainer_logprobs
+from tinsmith.datums import DATUMS
 from tinsmith.errors import TinsmithError
-from tinsmith.metrics import kl_nats, sampling_metrics, share_zero_variance, training_metrics
+from tinsmith.metrics import sampling_metrics
 from tinsmith.objectives.selection import SELECTIONS
 from tinsmith.rollouts import Sampler, is_right_P_G, rewards_P_G, samples_of
 from tinsmith.stages.context import StageContext, heldout_accuracy, is_evaluation_due
+from tinsmith.stages.policy import update_policy
 from tinsmith.types import Group, Sample, StepRecord
 
 
@@ -17,8 +18,7 @@ def train(
     options: config.Rejection, context: StageContext, first_step: int
 ) -> Iterator[StepRecord]:
     """One record per optimizer step, from `first_step` on; every step samples its own policy."""
-    client = context.training_client
-    sampling_client = client.save_weights_and_get_sampling_client().result()
+    sampling_client = context.training_client.save_weights_and_get_sampling_client().result()
     for step in range(first_step, options.steps):
         started_s = time.monotonic()
         sampler = Sampler(
@@ -32,21 +32,12 @@ def train(
         _check_signal(options, step, kept, left_out)
 
         datums = [DATUMS[options.loss](sample) for sample in kept]
-        forward_backward = client.forward_backward(datums, options.loss)
-        optim_step = client.optim_step(context.adam_params())
-        upcoming_client = client.save_weights_and_get_sampling_client()
-        output, update = forward_backward.result(), optim_step.result()
-        sampling_client = upcoming_client.result()
-
-        kept = with_trainer_logprobs(kept, output)
-        metrics = sampling_metrics(samples)
-        metrics |= training_metrics(kept, output, update, context.learning_rate)
-        metrics["kl_nats"] = kl_nats(kept)
-        metrics["share_zero_variance"] = share_zero_variance(groups)
-        metrics["tokens_per_s"] = metrics["num_sampled_tokens"] / (time.monotonic() - started_s)
+        samples, metrics, sampling_client = update_policy(
+            context, started_s, groups, kept, left_out, datums, options.loss
+        )
         if is_evaluation_due(options, step):
             metrics["heldout_accuracy"] = heldout_accuracy(context, options, sampling_client)
-        yield StepRecord(step, metrics, tuple(kept + left_out))
+        yield StepRecord(step, metrics, tuple(samples))
 
 
 def _select(
