@@ -10,6 +10,7 @@ CODE := tinsmith scripts tests benchmarks
 
 run: $(VENV)/engine.stamp
 	snakemake --cores all
+	@echo "The report: results/report.html"
 
 test: $(VENV)/test.stamp
 	pytest
