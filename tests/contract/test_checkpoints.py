@@ -63,6 +63,31 @@ def test_a_pending_gradient_is_no_part_of_a_state(service: tinker.ServiceClient)
     assert metrics["grad_norm"] == 0
 
 
+@pytest.mark.filterwarnings("ignore:DEPRECATED")
+@pytest.mark.parametrize("name", ["load_state", "load_state_with_optimizer"])
+def test_a_state_loaded_into_a_trained_model_makes_it_go_on_as_a_new_one_from_it(
+    service: tinker.ServiceClient, name: str
+):
+    path = trained_client(service, "qwen3").save_state("middle").result().path
+    new = getattr(service, name.replace("load_state", "create_training_client_from_state"))(path)
+    old = trained_client(service, "qwen3", seed=2)
+    old.forward_backward([make_datum(TOKENS)], "cross_entropy")  # this gradient must be dropped
+    assert getattr(old, name)(path).result().path == path
+    for client in (new.result(), old):
+        train(client, 2, seed=9)
+    assert forward(old, TOKENS) == forward(new.result(), TOKENS)
+
+
+@pytest.mark.filterwarnings("ignore:DEPRECATED")
+def test_a_state_is_not_loaded_into_a_model_of_another_rank_or_base(service: tinker.ServiceClient):
+    path = trained_client(service, "qwen3", rank=4).save_state("middle").result().path
+    for model, rank in (("qwen3", 2), ("llama", 4)):
+        other = service.create_lora_training_client(model, rank=rank).result()
+        with pytest.raises(tinker.RequestFailedError, match="create_training_client_from_state"):
+            other.load_state(path).result()
+        forward(other, TOKENS)
+
+
 def test_saved_weights_sample_as_they_were_when_saved(service: tinker.ServiceClient):
     client = trained_client(service, "llama")
     truth = forward(client, TOKENS)

@@ -155,7 +155,7 @@ WRONG_SAVES: dict[str, tuple[Callable[[tinker.TrainingClient], object], str]] = 
     ),
     "load": (
         lambda c: c.load_state("tinker://a/weights/b").result(),
-        "use create_training_client_from_state",
+        "checkpoint tinker://a/weights/b does not exist",
     ),
 }  # fmt: skip
 

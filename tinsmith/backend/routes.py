@@ -94,7 +94,7 @@ def _add_training_routes(api: APIRouter, core: Core, training: Training, saving:
 
     @api.post("/load_weights")
     async def load_weights(request: wire.LoadWeightsRequest) -> dict[str, Any]:
-        return _pending(training.create_from_state(request))
+        return _pending(training.load(request))
 
     @api.post("/get_info")
     async def get_info(request: wire.ModelRequest) -> dict[str, Any]:

@@ -119,11 +119,13 @@ class Trainer:
         save_file(state, directory / "optimizer.safetensors")
 
     def load(self, directory: Path, with_optimizer: bool) -> None:
-        """Take the weights, and if asked the optimizer's state, that `save` wrote."""
-        set_adapter_weights(self._module, AdapterWeights.load(directory, self.settings))
-        if not with_optimizer:
-            return
-        state = load_file(directory / "optimizer.safetensors")
+        """Take the weights, and if asked the optimizer's state, that `save` wrote; a pending
+        gradient and the moments of other weights are dropped."""
+        weights = AdapterWeights.load(directory, self.settings)
+        state = load_file(directory / "optimizer.safetensors") if with_optimizer else {}
+        set_adapter_weights(self._module, weights)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.state.clear()
         for name, parameter in self._parameters.items():
             keys = [key for key in state if key.startswith(f"{name}.")]
             if keys:

@@ -52,15 +52,16 @@ class Training:
             {"type": "create_model"},
         )
 
-    def create_from_state(self, request: LoadWeightsRequest) -> Promise:
-        """A new adapter that starts from a checkpoint, with its optimizer state if asked."""
-        if request.weights_access_token is not None:
-            raise TinsmithError(
-                "weights_access_token opens another account's weights, and this server has no "
-                "accounts; leave it out"
-            )
+    def load(self, request: LoadWeightsRequest) -> Promise:
+        """Load a checkpoint into a new model of a session, or into a model that there is."""
+        if request.model_id is not None:
+            return self._load_into(request)
+        _refuse_access_token(request)
         if request.session_id is None or request.model_seq_id is None:
-            return self._refuse_to_load_into_a_model(request)
+            raise TinsmithError(
+                "load_weights needs session_id and model_seq_id for a new model, or model_id and "
+                "seq_id for one that there is"
+            )
 
         def make() -> tuple[Trainer, str]:
             checkpoint, run = self._core.checkpoint(request.path, "weights")
@@ -77,15 +78,29 @@ class Training:
             {"type": "load_weights", "path": request.path},
         )
 
-    def _refuse_to_load_into_a_model(self, request: LoadWeightsRequest) -> Promise:
-        message = (
-            "load_weights needs session_id and model_seq_id, since weights are loaded into a "
-            "new model; use create_training_client_from_state[_with_optimizer]"
-        )
-        sequencer, model_id, seq_id = self._core.sequencer, request.model_id, request.seq_id
-        if model_id is None or seq_id is None or not sequencer.is_open(model_id):
-            raise TinsmithError(message)
-        return sequencer.refuse(model_id, seq_id, message)
+    def _load_into(self, request: LoadWeightsRequest) -> Promise:
+        assert request.model_id is not None
+        if request.seq_id is None:
+            raise TinsmithError("load_weights into a model needs seq_id")
+
+        def run(trainer: Trainer) -> Result:
+            _refuse_access_token(request)
+            for field in ("session_id", "model_seq_id", "base_model", "user_metadata"):
+                if getattr(request, field) is not None:
+                    raise TinsmithError(f"load_weights takes {field} for a new model only")
+            checkpoint, source = self._core.checkpoint(request.path, "weights")
+            theirs, ours = (source.base_model, source.lora), (trainer.base.name, trainer.settings)
+            if theirs != ours:
+                raise TinsmithError(
+                    f"checkpoint {request.path} is an adapter of {theirs}, this model one of "
+                    f"{ours}; use create_training_client_from_state[_with_optimizer]"
+                )
+            trainer.load(self._core.store.folder(checkpoint), request.optimizer)
+            return JsonResult(
+                {"model_id": request.model_id, "path": request.path, "type": "load_weights"}
+            )
+
+        return self.submit(request.model_id, request.seq_id, run)
 
     def forward_backward(self, request: pb.ForwardBackwardRequest) -> Promise:
         """Score data; unless it is forward only, accumulate the gradient."""
@@ -158,3 +173,11 @@ class Training:
         promise = self._core.promises.create(f"{model_id}:0")
         self._core.engine.submit(operation, promise)
         return promise
+
+
+def _refuse_access_token(request: LoadWeightsRequest) -> None:
+    if request.weights_access_token is not None:
+        raise TinsmithError(
+            "weights_access_token opens another account's weights, and this server has no "
+            "accounts; leave it out"
+        )
