@@ -153,6 +153,6 @@ def test_checkpoints_are_listed_newest_first(store: Store):
 def test_a_store_of_another_version_is_refused_and_left_alone(tmp_path: Path):
     database = sqlite3.connect(tmp_path / "tinsmith.sqlite")
     database.executescript("CREATE TABLE runs (x); PRAGMA user_version = 99;")
-    with pytest.raises(TinsmithError, match=r"schema 99, this one reads 1.*--store"):
+    with pytest.raises(TinsmithError, match=r"schema 99, this one reads 2.*--store"):
         Store(tmp_path)
     assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("runs",)]

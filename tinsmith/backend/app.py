@@ -11,10 +11,11 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from tinsmith.backend import routes
-from tinsmith.backend.core import Core, NotFound
+from tinsmith.backend.core import Busy, Core, Gone, NotFound
 from tinsmith.errors import TinsmithError
 
 PUBLIC_PATHS = ("/api/v1/healthz", "/files/")
+STATUS = {NotFound: 404, Gone: 410, Busy: 429}  # every other mistake of a client is a 400
 
 
 def make_app(core: Core, api_key: str) -> FastAPI:
@@ -46,7 +47,8 @@ def _error(status: int, message: str) -> JSONResponse:
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
-    return _error(404 if isinstance(error, NotFound) else 400, str(error))
+    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 400)
+    return _error(status, str(error))
 
 
 async def _refuse_invalid(core: Core, request: Request, error: Exception) -> Response:

@@ -16,6 +16,14 @@ class NotFound(TinsmithError):
     """A session, model, sampler or checkpoint that this server does not know."""
 
 
+class Gone(TinsmithError):
+    """A session or sampler that was here and will not come back."""
+
+
+class Busy(TinsmithError):
+    """More is queued than the server keeps; the client is to ask again later."""
+
+
 @dataclass(frozen=True, slots=True)
 class Core:
     """Base models by served name, the store, the engine and the promises of a server.

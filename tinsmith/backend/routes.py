@@ -149,8 +149,12 @@ def _add_sampling_routes(api: APIRouter, samplers: Samplers) -> None:
 
     @api.get("/samplers/{sampler_id}")
     async def get_sampler(sampler_id: str) -> dict[str, Any]:
-        base_model, model_path = samplers.find(sampler_id)
-        return {"sampler_id": sampler_id, "base_model": base_model, "model_path": model_path}
+        found = samplers.find(sampler_id)
+        return {
+            "sampler_id": sampler_id,
+            "base_model": found.base_model,
+            "model_path": found.model_path,
+        }
 
     @api.post("/asample")
     async def asample(request: wire.SampleRequest) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tinsmith.files import new_directory
 
 KINDS = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-VERSION = 1  # of the schema; raised with every change of it
+VERSION = 2  # of the schema; raised with every change of it
 SCHEMA = f"""
 PRAGMA user_version = {VERSION};
 CREATE TABLE IF NOT EXISTS sessions (
@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS checkpoints (
     folder TEXT NOT NULL, time TEXT NOT NULL, size_bytes INTEGER NOT NULL, expires TEXT,
     user_metadata TEXT);
 CREATE TABLE IF NOT EXISTS samplers (
-    sampler_id TEXT PRIMARY KEY, base_model TEXT NOT NULL, model_path TEXT);
+    sampler_id TEXT PRIMARY KEY, base_model TEXT NOT NULL, model_path TEXT, folder TEXT);
 """
 
 
@@ -44,6 +44,16 @@ class Run:
     lora: LoraSettings
     user_metadata: Mapping[str, Any] | None
     last_request: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """What a sampling session samples from: the base model, or the checkpoint at `model_path`
+    as it lay in `folder` when the session was made."""
+
+    base_model: str
+    model_path: str | None = None
+    folder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +116,13 @@ class Store:
 
     # Samplers
 
-    def add_sampler(self, sampler_id: str, base_model: str, model_path: str | None) -> None:
-        self._write(
-            "INSERT OR REPLACE INTO samplers VALUES (?, ?, ?)", sampler_id, base_model, model_path
-        )
+    def add_sampler(self, sampler_id: str, sampler: Sampler) -> None:
+        values = (sampler.base_model, sampler.model_path, sampler.folder)
+        self._write("INSERT OR REPLACE INTO samplers VALUES (?, ?, ?, ?)", sampler_id, *values)
 
-    def sampler(self, sampler_id: str) -> tuple[str, str | None] | None:
-        """Base model and checkpoint path (None: base or unsaved weights) of a sampler."""
+    def sampler(self, sampler_id: str) -> Sampler | None:
         rows = self._rows("SELECT * FROM samplers WHERE sampler_id = ?", sampler_id)
-        return (rows[0]["base_model"], rows[0]["model_path"]) if rows else None
+        return Sampler(*tuple(rows[0])[1:]) if rows else None
 
     # Runs
 
