@@ -3,7 +3,8 @@
 import argparse
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 
 import tinker
@@ -14,6 +15,7 @@ from tinsmith.checkpoints import (
     Checkpoint,
     explained,
     fetch_weights,
+    open_reference,
     open_training_client,
     resume_training_client,
     save_final,
@@ -21,6 +23,7 @@ from tinsmith.checkpoints import (
 from tinsmith.config import TrainSettings
 from tinsmith.files import new_directory
 from tinsmith.job import job, settings_of
+from tinsmith.monitors import Watch
 from tinsmith.objectives.learning_rate import resolve_learning_rate
 from tinsmith.paradigms import make_paradigm
 from tinsmith.problems import read_problems
@@ -31,8 +34,6 @@ from tinsmith.step_files import read_steps, write_metrics, write_step
 from tinsmith.tasks import make_task
 from tinsmith.transcript import write_transcript
 from tinsmith.types import StepRecord
-
-KL_WARNING_NATS = 0.01
 
 logger = logging.getLogger(__name__)
 
@@ -68,19 +69,25 @@ def _train(
 ) -> None:
     """Go on where the working folder says, to the end of the stage; then write the outputs."""
     files = [path for path in (args.train, args.heldout, args.previous) if path]
-    print_of_inputs = fingerprint(settings.model_dump_json(), files)
+    print_of_inputs = fingerprint(settings.model_dump_json(exclude={"monitors"}), files)
     progress = read_progress(args.work, print_of_inputs)
     previous = Checkpoint.read(args.previous) if args.previous else None
-    context = _context(args, settings, _open(service, settings, progress, previous, args.work))
+    training_client = _open(service, settings, progress, previous, args.work)
+    reference = cache(partial(open_reference, service, settings.model_name, previous))
+    context = _context(args, settings, training_client, reference)
     first_step = progress.next_step if progress else 0
     chat = context.task.chat
 
+    watch = Watch(settings.monitors, settings.stage.name)
+    for step in read_steps(args.work / "steps", first_step):
+        watch.recall(step["metrics"])
     for record in _with_progress_bar(settings, context, first_step):
         write_step(args.work / "steps", record, chat)
         if is_save_due(settings.stage, record.step):
             name = f"step-{record.step + 1}"
             state = context.training_client.save_state(name).result().path
             write_progress(args.work, Progress(record.step + 1, state, print_of_inputs))
+        watch.look(record.step, record.metrics)
 
     _write_outputs(args, settings, context.training_client)
 
@@ -101,13 +108,17 @@ def _open(
 
 
 def _context(
-    args: argparse.Namespace, settings: TrainSettings, training_client: tinker.TrainingClient
+    args: argparse.Namespace,
+    settings: TrainSettings,
+    training_client: tinker.TrainingClient,
+    reference_client: Callable[[], tinker.SamplingClient],
 ) -> StageContext:
     return StageContext(
         name=settings.stage.name,
         seed=settings.seed,
         learning_rate=resolve_learning_rate(settings.stage, args.model),
         training_client=training_client,
+        reference_client=reference_client,
         task=make_task(settings.task, Chat.load(args.model)),
         paradigm=make_paradigm(settings.paradigm),
         problems=read_problems(args.train),
@@ -125,14 +136,6 @@ def _with_progress_bar(
         for record in records:
             metrics = record.metrics
             logger.debug("step %d: %s", record.step, dict(metrics))
-            if abs(metrics.get("kl_nats", 0.0)) > KL_WARNING_NATS:
-                logger.warning(
-                    "step %d of stage %s: sampler and trainer are %.3g nats apart, above %g",
-                    record.step,
-                    stage.name,
-                    metrics["kl_nats"],
-                    KL_WARNING_NATS,
-                )
             shown = ("reward_mean", "loss", "heldout_accuracy")
             bar.set_postfix({name: f"{metrics[name]:.3f}" for name in shown if name in metrics})
             bar.update()

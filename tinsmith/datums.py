@@ -19,17 +19,28 @@ def cross_entropy_datum(sample: Sample) -> tinker.Datum:
     return _datum(sample, {"weights": sample.advantages})
 
 
-def importance_sampling_datum(sample: Sample) -> tinker.Datum:
-    """loss = -sum_t exp(log p_t - log q_t) * advantage_t, with q the sampler's probabilities."""
-    return _datum(
-        sample,
-        {"logprobs": sample.turn.completion.logprobs, "advantages": sample.advantages},
-    )
+def policy_datum(sample: Sample) -> tinker.Datum:
+    """Of importance_sampling, ppo and cispo: what a token earned, and what its sampler gave it.
+
+    loss = -sum_t f(p_t / q_t, advantage_t), with q the probabilities of the sampler, or of the
+    policy before the update where the sample says so.
+    """
+    return _datum(sample, _policy_inputs(sample))
+
+
+def sequence_policy_datum(sample: Sample) -> tinker.Datum:
+    """Of gspo, whose ratio is of the completion as a whole: `sequence_ratio_mask` says which tokens
+    belong to it."""
+    ones = (1.0,) * len(sample.turn.completion.tokens)
+    return _datum(sample, _policy_inputs(sample) | {"sequence_ratio_mask": ones})
 
 
 DATUMS = {
     "cross_entropy": cross_entropy_datum,
-    "importance_sampling": importance_sampling_datum,
+    "importance_sampling": policy_datum,
+    "ppo": policy_datum,
+    "cispo": policy_datum,
+    "gspo": sequence_policy_datum,
 }
 
 
@@ -41,6 +52,11 @@ def with_trainer_logprobs(
         replace(sample, trainer_logprobs=_of_completion(sample, record["logprobs"]))
         for sample, record in zip(samples, output.loss_fn_outputs, strict=True)
     ]
+
+
+def _policy_inputs(sample: Sample) -> dict[str, tuple[float, ...]]:
+    old = sample.old_logprobs or sample.turn.completion.logprobs
+    return {"logprobs": old, "advantages": sample.advantages}
 
 
 def _datum(sample: Sample, of_completion: dict[str, tuple[float, ...]]) -> tinker.Datum:

@@ -58,21 +58,33 @@ def kl_nats(samples: Sequence[Sample]) -> float:
 
 
 def training_metrics(
-    samples: Sequence[Sample],
-    output: tinker.ForwardBackwardOutput,
-    update: tinker.OptimStepResponse,
+    parts: Sequence[Sequence[Sample]],
+    results: Sequence[tuple[tinker.ForwardBackwardOutput, tinker.OptimStepResponse]],
     learning_rate: float,
 ) -> dict[str, float]:
-    """What the optimizer step did; the loss is per trained token, and names that the backend gives
-    its own metrics of the step, such as `grad_norm`, stay as they are."""
+    """What the optimizer steps on the parts of a batch did; the loss is per trained token.
+
+    Names that the backend gives its own metrics of an optimizer step, such as `grad_norm`, stay as
+    they are; those of several steps are averaged.
+    """
+    samples = [sample for part in parts for sample in part]
     num_tokens = sum(len(sample.turn.completion.tokens) for sample in samples)
+    updates = [update.metrics or {} for _, update in results]
     return {
-        "loss": output.metrics["loss:sum"] / num_tokens,
+        "loss": sum(output.metrics["loss:sum"] for output, _ in results) / num_tokens,
         "learning_rate": learning_rate,
         "num_datums": len(samples),
         "num_trained_tokens": num_tokens,
-        **(update.metrics or {}),
+        **{name: _mean([update[name] for update in updates]) for name in updates[0]},
     }
+
+
+def share_clipped(samples: Sequence[Sample], low: float, high: float) -> float:
+    """The share of trained tokens whose ratio p / q of trainer to sampler is outside the bounds."""
+    sampler = np.concatenate([sample.turn.completion.logprobs for sample in samples])
+    trainer = np.concatenate([_trainer_logprobs(sample) for sample in samples])
+    ratio = np.exp(trainer - sampler)
+    return float(((ratio < low) | (ratio > high)).mean())
 
 
 def _trainer_logprobs(sample: Sample) -> tuple[float, ...]:

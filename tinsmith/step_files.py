@@ -1,9 +1,11 @@
 """What a training stage leaves of each step: a JSON file with everything, and a line of metrics."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tinsmith.chat import Chat
 from tinsmith.files import write_text
@@ -14,7 +16,8 @@ Step = dict[str, Any]
 
 def write_step(folder: Path, record: StepRecord, chat: Chat) -> None:
     """Write training_step_<k>.json: the metrics of the step and its samples, one a line."""
-    samples = ",\n".join(_dump(_describe(sample, chat)) for sample in record.samples)
+    means = _mean_rewards(record.samples)
+    samples = ",\n".join(_dump(_describe(sample, means, chat)) for sample in record.samples)
     head = f'{{"step": {record.step}, "metrics": {_dump(dict(record.metrics))}'
     write_text(_file(folder, record.step), f'{head}, "samples": [\n{samples}\n]}}\n')
 
@@ -39,7 +42,17 @@ def _file(folder: Path, step: int) -> Path:
     return folder / f"training_step_{step}.json"
 
 
-def _describe(sample: Sample, chat: Chat) -> dict[str, Any]:
+def _mean_rewards(samples: Sequence[Sample]) -> dict[tuple[int, str], float]:
+    """The mean reward of each speaker over the rollouts of each group, however many their turns."""
+    rewards: dict[tuple[int, str], dict[int, float]] = {}
+    for sample in samples:
+        if sample.reward is not None:
+            of_group = rewards.setdefault((sample.group, sample.turn.speaker), {})
+            of_group[sample.rollout] = sample.reward.value
+    return {key: float(np.mean(list(values.values()))) for key, values in rewards.items()}
+
+
+def _describe(sample: Sample, means: Mapping[tuple[int, str], float], chat: Chat) -> dict[str, Any]:
     completion = sample.turn.completion
     reward = sample.reward
     return {
@@ -56,8 +69,12 @@ def _describe(sample: Sample, chat: Chat) -> dict[str, Any]:
         "pieces": chat.pieces(completion.tokens),
         "logprobs": completion.logprobs,
         "trainer_logprobs": sample.trainer_logprobs,
+        "old_logprobs": sample.old_logprobs,
         "advantages": sample.advantages,
         "reward": reward.value if reward else None,
+        "reward_centred": reward.value - means[sample.group, sample.turn.speaker]
+        if reward
+        else None,
         "reward_terms": dict(reward.terms) if reward else {},
         "is_right": reward.is_right if reward else None,
         "is_finished": completion.is_finished,

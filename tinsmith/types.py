@@ -71,6 +71,8 @@ class Sample:
 
     `advantages` has one number per completion token: the advantage under importance sampling, the
     weight under cross-entropy; `trainer_logprobs` is None where the turn was left out of the batch.
+    `old_logprobs` are the trainer's before the update, where a stage has the loss compare the
+    policy with itself as it was instead of with its sampler.
     """
 
     problem: Problem
@@ -80,6 +82,7 @@ class Sample:
     reward: Reward | None
     advantages: tuple[float, ...]
     trainer_logprobs: tuple[float, ...] | None = None
+    old_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ def make_context(service: tinker.ServiceClient, chat: Chat) -> Callable[..., Sta
             seed=5,
             learning_rate=learning_rate,
             training_client=client,
+            reference_client=lambda: service.create_sampling_client(base_model="llama").result(),
             task=FirstTokenIsEven(chat) if has_signal else NothingIsRight(chat),
             paradigm=make_paradigm(config.SingleTurn()),
             problems=PROBLEMS[:16],

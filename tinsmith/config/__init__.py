@@ -1,6 +1,7 @@
 """The config: its schema, and the check that every entry point runs before any work starts."""
 
 from tinsmith.config.checks import check, check_section, load
+from tinsmith.config.monitors import DEFAULT_MONITORS, Monitor
 from tinsmith.config.root import Config
 from tinsmith.config.sections import (
     ArithmeticData,
@@ -33,6 +34,7 @@ from tinsmith.config.settings import (
 from tinsmith.config.stages import Grpo, Rejection, SamplingStage, Stage, Supervised
 
 __all__ = [
+    "DEFAULT_MONITORS",
     "ArithmeticData",
     "ArithmeticTask",
     "Backend",
@@ -49,6 +51,7 @@ __all__ = [
     "Lora",
     "Model",
     "ModelSettings",
+    "Monitor",
     "Operation",
     "PathModel",
     "QaTask",

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from tinsmith.config.monitors import DEFAULT_MONITORS, Monitor
 from tinsmith.config.sections import (
     Backend,
     Data,
@@ -30,6 +31,7 @@ class Config(Section):
     paradigm: SingleTurn = SingleTurn()
     lora: Lora = Lora()
     stages: tuple[Stage, ...] = Field(min_length=1)
+    monitors: tuple[Monitor, ...] = DEFAULT_MONITORS
     evaluation: Evaluation = Evaluation()
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     sweep: dict[str, list[Any]] = Field(default_factory=dict)

@@ -7,6 +7,7 @@ travel as Snakemake's threads and resources instead.
 
 from typing import Any
 
+from tinsmith.config.monitors import DEFAULT_MONITORS, Monitor
 from tinsmith.config.root import Config
 from tinsmith.config.sections import (
     Backend,
@@ -53,6 +54,7 @@ class TrainSettings(Section):
     task: Task
     paradigm: SingleTurn
     lora: Lora
+    monitors: tuple[Monitor, ...] = DEFAULT_MONITORS
     backend: Backend
 
 

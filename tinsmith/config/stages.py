@@ -36,6 +36,7 @@ class SamplingStage(StageBase):
 
     problems_per_step: Count = 32
     samples_per_problem: Count = 8
+    no_signal: Literal["stop", "skip"] = "stop"
 
 
 class Rejection(SamplingStage):
@@ -66,6 +67,34 @@ class Grpo(SamplingStage):
     normalise_by_std: bool = False
     zero_variance: Literal["resample", "drop"] = "drop"
     max_resamples: Count = 3
+    loss: Literal["importance_sampling", "ppo", "cispo", "gspo"] = "importance_sampling"
+    clip_low: Annotated[float, Field(ge=0, le=1)] | None = None
+    clip_high: Annotated[float, Field(ge=1)] | None = None
+    normalise_by: Literal["none", "token", "sequence"] = "none"
+    substeps: Count = 1
+    kl_penalty: Annotated[float, Field(ge=0)] = 0.0
+    truncate_ratio: Annotated[float, Field(ge=1)] | None = None
+    max_staleness: Annotated[int, Field(ge=0, le=8)] = 0
+
+    @model_validator(mode="after")
+    def _clips_what_has_bounds(self) -> "Grpo":
+        given = [name for name in ("clip_low", "clip_high") if getattr(self, name) is not None]
+        if given and self.loss == "importance_sampling":
+            raise ValueError(
+                f"{given[0]} belongs to a loss that clips, ppo, cispo or gspo; loss"
+                " importance_sampling has no bounds"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_parts(self) -> "Grpo":
+        most = self.problems_per_step * self.samples_per_problem
+        if self.substeps > most:
+            raise ValueError(
+                f"substeps must be at most problems_per_step x samples_per_problem = {most},"
+                f" got {self.substeps}"
+            )
+        return self
 
 
 Stage = Annotated[Supervised | Rejection | Grpo, Field(discriminator="kind")]

@@ -7,7 +7,7 @@ from tinsmith.config.complaints import nearest
 from tinsmith.config.root import Config
 from tinsmith.errors import TinsmithError
 
-_NOT_SWEPT = ("stages", "seeds", "sweep")
+_NOT_SWEPT = ("stages", "monitors", "seeds", "sweep")
 
 
 def swept_values(config: Config, key: str, values: list[Any], source: str) -> list[dict[str, Any]]:

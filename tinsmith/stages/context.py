@@ -1,6 +1,6 @@
 """What every stage is given, and the few things that all of them do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,16 @@ from tinsmith.types import Group, Problem
 
 @dataclass(frozen=True, slots=True)
 class StageContext:
-    """A stage's surroundings: whom it trains, on what, and from which seed."""
+    """A stage's surroundings: whom it trains, on what, and from which seed.
+
+    `reference_client` samples from the policy that the stage started with.
+    """
 
     name: str
     seed: int
     learning_rate: float
     training_client: tinker.TrainingClient
+    reference_client: Callable[[], tinker.SamplingClient]
     task: Task
     paradigm: Paradigm
     problems: Sequence[Problem]

@@ -4,36 +4,59 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import tinker
 
 from tinsmith import config
-from tinsmith.datums import importance_sampling_datum
 from tinsmith.errors import TinsmithError
+from tinsmith.metrics import share_clipped
 from tinsmith.objectives.advantages import centre, standardise
+from tinsmith.objectives.policy_losses import loss_config
 from tinsmith.rollouts import Sampler, has_signal_P, rewards_P_G, samples_of
+from tinsmith.stages.ahead import batches_ahead
 from tinsmith.stages.context import StageContext, heldout_accuracy, is_evaluation_due
-from tinsmith.stages.policy import update_policy
+from tinsmith.stages.corrections import corrected
+from tinsmith.stages.policy import Batch, update_policy
 from tinsmith.types import Group, Sample, StepRecord
 
 
 def train(options: config.Grpo, context: StageContext, first_step: int) -> Iterator[StepRecord]:
-    """One record per optimizer step, from `first_step` on; every step samples its own policy."""
+    """One record per optimizer step, from `first_step` on; every step samples its own policy, or
+    one that is at most `max_staleness` steps older."""
+    bounds = loss_config(options.loss, options.clip_low, options.clip_high)
     sampling_client = context.training_client.save_weights_and_get_sampling_client().result()
-    for step in range(first_step, options.steps):
-        started_s = time.monotonic()
-        sampler = Sampler(sampling_client, context.task.chat, options.max_tokens)
-        groups = _sample_groups(options, context, sampler, step)
-        samples = _credit(options, context.paradigm.speakers, groups)
-        trained = [sample for sample in samples if any(sample.advantages)]
-        left_out = [sample for sample in samples if not any(sample.advantages)]
-        _check_signal(options, step, trained, left_out)
 
-        datums = [importance_sampling_datum(sample) for sample in trained]
-        samples, metrics, sampling_client = update_policy(
-            context, started_s, groups, trained, left_out, datums, "importance_sampling"
-        )
-        if is_evaluation_due(options, step):
-            metrics["heldout_accuracy"] = heldout_accuracy(context, options, sampling_client)
-        yield StepRecord(step, metrics, tuple(samples))
+    def collect(client: tinker.SamplingClient, step: int) -> Batch:
+        return _collect(options, context, client, step)
+
+    with batches_ahead(collect, first_step, options) as batches:
+        for step in range(first_step, options.steps):
+            batch = batches.next(sampling_client)
+            if not batch.trained and options.no_signal == "stop":
+                raise TinsmithError(_no_signal(options, batch))
+            batch, extra = corrected(options, context, batch)
+            updated = update_policy(context, batch, options.loss, bounds, options.substeps)
+            sampling_client = updated.sampling_client
+
+            metrics = updated.metrics | extra
+            if bounds and batch.trained:
+                trained = updated.samples[: len(batch.trained)]
+                metrics["share_clipped"] = share_clipped(trained, *bounds.values())
+            if is_evaluation_due(options, step):
+                metrics["heldout_accuracy"] = heldout_accuracy(context, options, sampling_client)
+            yield StepRecord(step, metrics, updated.samples)
+
+
+def _collect(
+    options: config.Grpo, context: StageContext, client: tinker.SamplingClient, step: int
+) -> Batch:
+    """The batch of a step, sampled by `client`."""
+    started_s = time.monotonic()
+    sampler = Sampler(client, context.task.chat, options.max_tokens)
+    groups = _sample_groups(options, context, sampler, step)
+    samples = _credit(options, context.paradigm.speakers, groups)
+    trained = [sample for sample in samples if any(sample.advantages)]
+    left_out = [sample for sample in samples if not any(sample.advantages)]
+    return Batch(step, started_s, groups, trained, left_out)
 
 
 def _sample_groups(
@@ -68,16 +91,13 @@ def _credit(options: config.Grpo, speakers: Sequence[str], groups: Sequence[Grou
     ]
 
 
-def _check_signal(
-    options: config.Grpo, step: int, trained: Sequence[Sample], left_out: Sequence[Sample]
-) -> None:
-    if trained:
-        return
-    rewards = [sample.reward.value for sample in left_out if sample.reward is not None]
-    raise TinsmithError(
-        f"step {step} of stage {options.name} must have a non-zero advantage, but in each of its"
-        f" groups all {options.samples_per_problem} rewards are equal (mean reward"
+def _no_signal(options: config.Grpo, batch: Batch) -> str:
+    rewards = [sample.reward.value for sample in batch.left_out if sample.reward is not None]
+    return (
+        f"step {batch.step} of stage {options.name} must have a non-zero advantage, but in each of"
+        f" its groups all {options.samples_per_problem} rewards are equal (mean reward"
         f" {np.mean(rewards):.3g} over {len(rewards)} completions): if the problems are too hard,"
         " take easier ones or warm the model up; if they are solved, take harder ones or fewer"
-        " steps; or raise samples_per_problem, or set zero_variance: resample"
+        " steps; or raise samples_per_problem, or set zero_variance: resample; or set"
+        " no_signal: skip, to go on without an update"
     )

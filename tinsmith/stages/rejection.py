@@ -3,14 +3,14 @@
 import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from tinsmith import config
-from tinsmith.datums import DATUMS
 from tinsmith.errors import TinsmithError
-from tinsmith.metrics import sampling_metrics
 from tinsmith.objectives.selection import SELECTIONS
 from tinsmith.rollouts import Sampler, is_right_P_G, rewards_P_G, samples_of
 from tinsmith.stages.context import StageContext, heldout_accuracy, is_evaluation_due
-from tinsmith.stages.policy import update_policy
+from tinsmith.stages.policy import Batch, update_policy
 from tinsmith.types import Group, Sample, StepRecord
 
 
@@ -29,15 +29,16 @@ def train(
         samples = _select(options, context.paradigm.speakers, groups)
         kept = [sample for sample in samples if any(sample.advantages)]
         left_out = [sample for sample in samples if not any(sample.advantages)]
-        _check_signal(options, step, kept, left_out)
+        batch = Batch(step, started_s, groups, kept, left_out)
+        if not kept and options.no_signal == "stop":
+            raise TinsmithError(_no_signal(options, batch))
+        updated = update_policy(context, batch, options.loss)
+        sampling_client = updated.sampling_client
 
-        datums = [DATUMS[options.loss](sample) for sample in kept]
-        samples, metrics, sampling_client = update_policy(
-            context, started_s, groups, kept, left_out, datums, options.loss
-        )
+        metrics = updated.metrics
         if is_evaluation_due(options, step):
             metrics["heldout_accuracy"] = heldout_accuracy(context, options, sampling_client)
-        yield StepRecord(step, metrics, tuple(samples))
+        yield StepRecord(step, metrics, updated.samples)
 
 
 def _select(
@@ -54,14 +55,11 @@ def _select(
     ]
 
 
-def _check_signal(
-    options: config.Rejection, step: int, kept: Sequence[Sample], left_out: Sequence[Sample]
-) -> None:
-    if not kept:
-        mean = sampling_metrics(left_out)["reward_mean"]
-        raise TinsmithError(
-            f"step {step} of stage {options.name} must keep at least one completion, but none of"
-            f" the {len(left_out)} that were sampled passes select: {options.select} (mean reward"
-            f" {mean:.3g}): warm the model up with a supervised stage, take easier problems, or"
-            " raise samples_per_problem"
-        )
+def _no_signal(options: config.Rejection, batch: Batch) -> str:
+    mean = np.mean([sample.reward.value for sample in batch.left_out if sample.reward is not None])
+    return (
+        f"step {batch.step} of stage {options.name} must keep at least one completion, but none of"
+        f" the {len(batch.left_out)} that were sampled passes select: {options.select} (mean reward"
+        f" {mean:.3g}): warm the model up with a supervised stage, take easier problems, or"
+        " raise samples_per_problem; or set no_signal: skip, to go on without an update"
+    )

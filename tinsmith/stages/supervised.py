@@ -28,7 +28,7 @@ def train(
         output, update = forward_backward.result(), optim_step.result()
 
         samples = with_trainer_logprobs(samples, output)
-        metrics = training_metrics(samples, output, update, context.learning_rate)
+        metrics = training_metrics([samples], [(output, update)], context.learning_rate)
         metrics["completion_length_mean"] = completion_length_mean(samples)
         metrics["tokens_per_s"] = metrics["num_trained_tokens"] / (time.monotonic() - started_s)
         if is_evaluation_due(options, step):
