@@ -12,7 +12,7 @@ run: $(VENV)/engine.stamp
 	snakemake --cores all
 	@echo "The report: results/report.html"
 
-test: $(VENV)/test.stamp
+test: $(VENV)/test.stamp .venvs/sdk.stamp
 	pytest
 
 check: $(VENV)/test.stamp
@@ -34,6 +34,10 @@ $(VENV)/engine.stamp: envs/engine.txt | $(BIN)/python
 
 $(VENV)/test.stamp: envs/test.txt $(VENV)/engine.stamp
 	envs/install.sh $(BIN)/python envs/test.txt
+	touch $@
+
+.venvs/sdk.stamp: envs/sdk.txt $(VENV)/engine.stamp
+	python -m tests.compatibility.environments
 	touch $@
 
 $(BIN)/python:

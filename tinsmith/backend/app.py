@@ -15,6 +15,8 @@ from tinsmith.backend.core import Busy, Core, Gone, NotFound
 from tinsmith.errors import TinsmithError
 
 PUBLIC_PATHS = ("/api/v1/healthz", "/files/")
+# Of one request that are told: each number of a tensor may be wrong.
+MAX_FAULTS = 5
 STATUS = {NotFound: 404, Gone: 410, Busy: 429}  # every other mistake of a client is a 400
 
 
@@ -53,7 +55,7 @@ async def _refuse(_: Request, error: Exception) -> Response:
 
 async def _refuse_invalid(core: Core, request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    message = f"{request.url.path}: " + "; ".join(map(_describe, error.errors()))
+    message = f"{request.url.path}: " + "; ".join(map(_describe, error.errors()[:MAX_FAULTS]))
     match error.body:
         case {"model_id": str(model_id), "seq_id": int(seq_id)} if core.sequencer.is_open(model_id):
             promise = core.sequencer.refuse(model_id, seq_id, message)

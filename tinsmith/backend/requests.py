@@ -1,10 +1,12 @@
 """The JSON requests of the Tinker API; an unknown field is refused, never dropped."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tinsmith.backend.sampling.request import MAX_SAMPLES
+
+Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 
 class Request(BaseModel):
@@ -129,7 +131,7 @@ class CreateSamplingSessionRequest(Request):
 
 
 class EncodedTextChunk(Request):
-    tokens: list[int]
+    tokens: list[Int32]
 
 
 class ModelInput(Request):

@@ -3,7 +3,7 @@
 import uuid
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from google.protobuf.message import DecodeError
 from tinker.proto import tinker_public_pb2 as pb
@@ -11,15 +11,18 @@ from tinker.proto import tinker_public_pb2 as pb
 from tinsmith.backend import requests as wire
 from tinsmith.backend.core import Core, NotFound
 from tinsmith.backend.futures import Failure, JsonResult, Promise
+from tinsmith.backend.json_datums import forward_backward_message, forward_message
 from tinsmith.backend.listing import add_listing_routes
 from tinsmith.backend.samplers import Samplers
 from tinsmith.backend.saving import Saving
+from tinsmith.backend.sdk_versions import note_on, refuse_old_sdk
 from tinsmith.backend.training import Training
 from tinsmith.errors import TinsmithError
 
 # The client gives up a poll after 45 s.
 LONG_POLL_S = 30.0
 PROTOBUF = "application/x-protobuf"
+JSON = "application/json"
 # One request carries a whole batch, so that the metrics are exact over it.
 CLIENT_CONFIG = {
     "parallel_fwdbwd_chunks": False,
@@ -33,7 +36,7 @@ CLIENT_CONFIG = {
 def make_router(core: Core) -> APIRouter:
     """All routes over the parts that answer them."""
     router = APIRouter()
-    api = APIRouter(prefix="/api/v1")
+    api = APIRouter(prefix="/api/v1", dependencies=[Depends(refuse_old_sdk)])
     training, samplers = Training(core), Samplers(core)
     _add_session_routes(api, core, training, samplers)
     _add_training_routes(api, core, training, Saving(core, training, samplers))
@@ -62,10 +65,14 @@ def _add_session_routes(api: APIRouter, core: Core, training: Training, samplers
         return {"status": "accepted"}  # and dropped: it stays on this machine
 
     @api.post("/create_session")
-    async def create_session(request: wire.CreateSessionRequest) -> dict[str, str]:
+    async def create_session(request: wire.CreateSessionRequest) -> dict[str, str | None]:
         session_id = uuid.uuid4().hex
         core.store.add_session(session_id, request.model_dump(exclude={"type"}))
-        return {"type": "create_session", "session_id": session_id}
+        return {
+            "type": "create_session",
+            "session_id": session_id,
+            "warning_message": note_on(request.sdk_version),
+        }
 
     @api.post("/session_heartbeat")
     async def session_heartbeat(request: wire.SessionRequest) -> Response:
@@ -117,7 +124,12 @@ def _add_training_routes(api: APIRouter, core: Core, training: Training, saving:
 
     @api.post("/forward_backward")
     async def forward_backward(request: Request) -> dict[str, Any]:
-        message = await _protobuf(request)
+        message = await _forward_backward(request)
+        return _pending(training.forward_backward(message), message.model_id)
+
+    @api.post("/forward")
+    async def forward(request: Request) -> dict[str, Any]:
+        message = forward_message(await request.body())
         return _pending(training.forward_backward(message), message.model_id)
 
     @api.post("/optim_step")
@@ -196,14 +208,16 @@ def _forgotten(request_id: str, request_type: str | None) -> Response:
     return JSONResponse({"error": message}, status_code=410 if request_type == "Sample" else 404)
 
 
-async def _protobuf(request: Request) -> pb.ForwardBackwardRequest:
+async def _forward_backward(request: Request) -> pb.ForwardBackwardRequest:
     content_type = request.headers.get("content-type", "")
     encoding = request.headers.get("content-encoding", "identity")
-    if not content_type.startswith(PROTOBUF) or encoding != "identity":
+    if encoding != "identity" or not content_type.startswith((PROTOBUF, JSON)):
         raise TinsmithError(
-            f"forward_backward must be sent as uncompressed {PROTOBUF}, got content-type "
-            f"{content_type!r} and content-encoding {encoding!r}; use a tinker SDK from 0.25 on"
+            f"forward_backward must be sent as uncompressed {PROTOBUF} or {JSON}, got "
+            f"content-type {content_type!r} and content-encoding {encoding!r}"
         )
+    if content_type.startswith(JSON):
+        return forward_backward_message(await request.body())
     try:
         return pb.ForwardBackwardRequest.FromString(await request.body())
     except DecodeError as error:

@@ -1,0 +1,1 @@
+"""Every public method of several SDK versions, run against the real server."""
