@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "serve":
             _serve(arguments)
             return 0
+        if arguments.command == "show":
+            _show(arguments)
+            return 0
         return _run(arguments, command)
     except TinsmithError as error:
         print(f"tinsmith {arguments.command}: {error}", file=sys.stderr)
@@ -52,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         usage="tinsmith run --model MODEL [options] -- COMMAND ...",
     )
     _add_server_options(run, default_port=0)
+    show = commands.add_parser("show", help="page through what a training stage sampled")
+    show.add_argument("folder", type=Path, help="results/<run>/<stage>")
+    show.add_argument("--step", type=int, help="0-based (default: the last)")
+    show.add_argument("--sort", default="group", choices=["group", "reward", "advantage", "length"],
+        help="highest first; group: as they were sampled (default: group)")  # fmt: skip
+    show.add_argument("--limit", type=_positive, metavar="N", help="show N samples (default: all)")
     return parser
 
 
@@ -73,10 +82,20 @@ def _add_server_options(parser: argparse.ArgumentParser, default_port: int) -> N
     add("--threads", type=int, help="CPU threads of one operation (default: torch's own)")
 
 
+def _positive(text: str) -> int:
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+
+
 def _token_budget(text: str) -> int | str:
-    if text == "auto" or (text.isdigit() and int(text) > 0):
-        return text if text == "auto" else int(text)
-    raise argparse.ArgumentTypeError(f"must be auto or a number of tokens, got {text!r}")
+    return text if text == "auto" else _positive(text)
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from tinsmith.show import show
+
+    show(arguments.folder, arguments.step, arguments.sort, arguments.limit)
 
 
 def _serve(arguments: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ PLAIN = config.Grpo(
 
 
 def grpo(**changes: object) -> config.Grpo:
-    return config.Grpo(**PLAIN.model_dump() | changes)
+    return config.Grpo.model_validate(PLAIN.model_dump() | changes)
 
 
 def train(options: config.Grpo, context: StageContext) -> list[StepRecord]:

@@ -7,7 +7,7 @@ import tinker
 
 from tinsmith.datums import (
     cross_entropy_datum,
-    importance_sampling_datum,
+    policy_datum,
     with_trainer_logprobs,
 )
 from tinsmith.types import Completion, Problem, Sample, Turn
@@ -28,18 +28,18 @@ def field(datum: tinker.Datum, name: str) -> list[float]:
 
 
 def test_targets_are_the_sequence_one_token_on():
-    datum = importance_sampling_datum(SAMPLE)
+    datum = policy_datum(SAMPLE)
     assert datum.model_input.to_ints() == [10, 11, 12, 20, 21]
     assert field(datum, "target_tokens") == [11, 12, 20, 21, 22]
 
 
 def test_prompt_tokens_have_no_weight_and_every_completion_token_has_the_advantage():
     assert field(cross_entropy_datum(SAMPLE), "weights") == [0, 0, 0.75, 0.75, 0.75]
-    assert field(importance_sampling_datum(SAMPLE), "advantages") == [0, 0, 0.75, 0.75, 0.75]
+    assert field(policy_datum(SAMPLE), "advantages") == [0, 0, 0.75, 0.75, 0.75]
 
 
 def test_the_samplers_logprobs_stand_at_the_tokens_they_belong_to():
-    assert field(importance_sampling_datum(SAMPLE), "logprobs") == [0, 0, -0.5, -1.0, -0.25]
+    assert field(policy_datum(SAMPLE), "logprobs") == [0, 0, -0.5, -1.0, -0.25]
 
 
 def test_a_prompt_of_one_token_leaves_no_masked_target():
