@@ -151,7 +151,7 @@ WRONG_SAVES: dict[str, tuple[Callable[[tinker.TrainingClient], object], str]] = 
     ),
     "age": (
         lambda c: c.save_weights_external("e", age_encryption_recipients=["age1x"]).result(),
-        "encrypted exports are not offered",
+        r"age_encryption_recipients\[0\]: must be an age1... key .*got 'age1x'",
     ),
     "load": (
         lambda c: c.load_state("tinker://a/weights/b").result(),
@@ -278,9 +278,9 @@ def test_an_unknown_field_of_a_request_is_refused_by_name(endpoint: Endpoint):
 
 
 def test_an_unknown_path_is_answered_with_a_sentence(endpoint: Endpoint):
-    answer = post(endpoint, "copy_weights", {})
+    answer = post(endpoint, "no_such_thing", {})
     assert answer.status_code == 404
-    assert "POST /api/v1/copy_weights is not offered" in answer.json()["error"]
+    assert "POST /api/v1/no_such_thing is not offered" in answer.json()["error"]
 
 
 def test_a_forgotten_request_is_resampled_but_never_retrained(endpoint: Endpoint):

@@ -17,7 +17,7 @@ RUN = "session:train:0"
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "store")
-    store.add_session("session", {})
+    store.sessions.add("session", {})
     store.add_run(RUN, "session", "base", LoraSettings(4, 32.0), {"task": "sums"})
     yield store
     store.close()
@@ -106,6 +106,7 @@ def test_what_has_expired_is_removed_and_nothing_else(store: Store):
     gone = store.save(RUN, "weights", "gone", write("gone"), ttl_seconds=0).path
     time.sleep(0.01)
     assert store.checkpoint(gone) is None
+    store.remove_expired()
     assert {c.path for c in store.checkpoints()} == {kept, later}
     assert len(folders(store)) == 2
     assert content(store, kept) == {"kept"}

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from tinsmith.backend.base_model import BaseModel
 from tinsmith.backend.engine import Engine
 from tinsmith.backend.futures import Promises
+from tinsmith.backend.records import Checkpoint, Run
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.backend.sequencer import Sequencer
-from tinsmith.backend.store import Checkpoint, Run, Store
+from tinsmith.backend.store import Store
 from tinsmith.errors import TinsmithError
 
 
@@ -63,5 +64,32 @@ class Core:
         return checkpoint, run
 
     def require_session(self, session_id: str) -> None:
-        if not self.store.has_session(session_id):
+        """Refuse what a client asks in the name of a session that is not there or has ended."""
+        session = self.store.sessions.find(session_id)
+        if session is None:
             raise NotFound(f"session {session_id!r} does not exist; create one first")
+        if session.ended is not None:
+            raise TinsmithError(f"session {session_id!r} has ended; make a new ServiceClient")
+
+    def lost_model(self, model_id: str) -> NotFound:
+        """What to tell a client whose model this server does not have in memory: from where it
+        can go on."""
+        message = f"model {model_id!r} is not loaded in this server"
+        if self.store.run(model_id) is None:
+            return NotFound(f"{message}, and {self.store.directory} has no run of this name")
+        states = self.store.checkpoints(model_id, "weights", limit=1)
+        advice = (
+            "go on from its last checkpoint with "
+            f"create_training_client_from_state_with_optimizer({states[0].path!r})"
+            if states
+            else "no state of it was saved, so start again with create_lora_training_client"
+        )
+        return NotFound(f"{message}: the server was restarted, or the session has ended; {advice}")
+
+
+def refuse_access_token(token: str | None) -> None:
+    if token is not None:
+        raise TinsmithError(
+            "weights_access_token opens another account's weights, and this server has no "
+            "accounts; leave it out"
+        )

@@ -7,6 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from tinsmith.backend.sampling.request import MAX_SAMPLES
 
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+# The hosted service takes an hour to ten years; this one also less than an hour.
+TtlSeconds = Annotated[int | None, Field(ge=1, le=10 * 366 * 24 * 3600)]
+# Whose runs and sessions: the same ones, on a server with one owner.
+AccessScope = Literal["owned", "accessible"]
 
 
 class Request(BaseModel):
@@ -98,7 +102,7 @@ class SaveWeightsRequest(Request):
     model_id: str
     seq_id: int = Field(ge=1)
     path: str
-    ttl_seconds: int | None = Field(default=None, ge=1)
+    ttl_seconds: TtlSeconds = None
     overwrite: bool = False
     user_metadata: dict[str, str] | None = None
 
@@ -111,7 +115,7 @@ class SaveWeightsForSamplerRequest(Request):
     path: str | None = None
     sampling_session_seq_id: int | None = None
     kind: Literal["snapshot", "inflight"] = "snapshot"
-    ttl_seconds: int | None = Field(default=None, ge=1)
+    ttl_seconds: TtlSeconds = None
     user_metadata: dict[str, str] | None = None
 
 
@@ -119,7 +123,7 @@ class SaveWeightsExternalRequest(Request):
     model_id: str
     seq_id: int = Field(ge=1)
     path: str
-    ttl_seconds: int | None = Field(default=None, ge=1)
+    ttl_seconds: TtlSeconds = None
     age_encryption_recipients: list[str] | None = None
 
 
@@ -169,7 +173,3 @@ class SampleRequest(Request):
 class RetrieveFutureRequest(Request):
     request_id: str
     allow_metadata_only: bool = False
-
-
-class WeightsInfoRequest(Request):
-    tinker_path: str

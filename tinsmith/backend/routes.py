@@ -1,6 +1,5 @@
 """The routes of the Tinker API under /api/v1."""
 
-import uuid
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -9,13 +8,16 @@ from google.protobuf.message import DecodeError
 from tinker.proto import tinker_public_pb2 as pb
 
 from tinsmith.backend import requests as wire
+from tinsmith.backend.checkpoint_routes import add_checkpoint_routes, add_run_routes
 from tinsmith.backend.core import Core, NotFound
+from tinsmith.backend.download_routes import add_download_routes
 from tinsmith.backend.futures import Failure, JsonResult, Promise
 from tinsmith.backend.json_datums import forward_backward_message, forward_message
-from tinsmith.backend.listing import add_listing_routes
+from tinsmith.backend.refused_routes import add_refused_routes
 from tinsmith.backend.samplers import Samplers
 from tinsmith.backend.saving import Saving
-from tinsmith.backend.sdk_versions import note_on, refuse_old_sdk
+from tinsmith.backend.sdk_versions import refuse_old_sdk
+from tinsmith.backend.session_routes import add_session_routes
 from tinsmith.backend.training import Training
 from tinsmith.errors import TinsmithError
 
@@ -38,16 +40,20 @@ def make_router(core: Core) -> APIRouter:
     router = APIRouter()
     api = APIRouter(prefix="/api/v1", dependencies=[Depends(refuse_old_sdk)])
     training, samplers = Training(core), Samplers(core)
-    _add_session_routes(api, core, training, samplers)
+    _add_client_routes(api, core)
+    add_session_routes(api, core, training, samplers)
     _add_training_routes(api, core, training, Saving(core, training, samplers))
     _add_sampling_routes(api, samplers)
     _add_future_route(api, core)
-    add_listing_routes(api, router, core)
+    add_run_routes(api, core)
+    add_checkpoint_routes(api, core)
+    add_download_routes(api, router, core)
+    add_refused_routes(api)
     router.include_router(api)
     return router
 
 
-def _add_session_routes(api: APIRouter, core: Core, training: Training, samplers: Samplers) -> None:
+def _add_client_routes(api: APIRouter, core: Core) -> None:
     @api.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
@@ -60,38 +66,22 @@ def _add_session_routes(api: APIRouter, core: Core, training: Training, samplers
     async def dynamic_config(_: wire.ClientConfigRequest) -> dict[str, Any]:
         return {"refresh_interval_sec": 300, "sample_cancel_enabled": False}
 
+    @api.get("/get_server_capabilities")
+    async def capabilities() -> dict[str, Any]:
+        models = [
+            {
+                "model_name": name,
+                "max_context_length": base.context_length,
+                "trainable": True,
+                "sampleable": True,
+            }
+            for name, base in core.bases.items()
+        ]
+        return {"supported_models": models}
+
     @api.post("/telemetry")
     async def telemetry(_: Request) -> dict[str, str]:
         return {"status": "accepted"}  # and dropped: it stays on this machine
-
-    @api.post("/create_session")
-    async def create_session(request: wire.CreateSessionRequest) -> dict[str, str | None]:
-        session_id = uuid.uuid4().hex
-        core.store.add_session(session_id, request.model_dump(exclude={"type"}))
-        return {
-            "type": "create_session",
-            "session_id": session_id,
-            "warning_message": note_on(request.sdk_version),
-        }
-
-    @api.post("/session_heartbeat")
-    async def session_heartbeat(request: wire.SessionRequest) -> Response:
-        if not core.store.has_session(request.session_id):
-            return JSONResponse({"error": "the session does not exist"}, status_code=410)
-        return JSONResponse({"type": "session_heartbeat"})
-
-    @api.post("/sessions/{session_id}/finish")
-    async def finish_session(session_id: str, request: wire.FinishSessionRequest) -> dict[str, Any]:
-        core.require_session(session_id)
-        core.store.end_session(session_id, request.model_dump(exclude={"type"}))
-
-        def free() -> JsonResult:
-            training.free(session_id)
-            samplers.free(session_id)
-            return JsonResult({})
-
-        core.engine.submit(free, core.promises.create(f"{session_id}:finish"))
-        return {}
 
 
 def _add_training_routes(api: APIRouter, core: Core, training: Training, saving: Saving) -> None:
@@ -120,6 +110,7 @@ def _add_training_routes(api: APIRouter, core: Core, training: Training, saving:
             "is_lora": True,
             "lora_rank": run.lora.rank,
             "model_name": run.base_model,
+            "optimizer_config": {"type": "adamw"},
         }
 
     @api.post("/forward_backward")
@@ -180,7 +171,7 @@ def _add_future_route(api: APIRouter, core: Core) -> None:
     async def retrieve_future(body: wire.RetrieveFutureRequest, request: Request) -> Response:
         promise = core.promises.get(body.request_id)
         if promise is None:
-            return _forgotten(body.request_id, request.headers.get("x-tinker-request-type"))
+            return _forgotten(core, body.request_id, request.headers.get("x-tinker-request-type"))
         result = await promise.wait(LONG_POLL_S)
         if result is None:
             waiting = {"type": "try_again", "request_id": body.request_id, "queue_state": "active"}
@@ -198,13 +189,15 @@ def _pending(promise: Promise, model_id: str | None = None) -> dict[str, Any]:
     return answer if model_id is None else answer | {"model_id": model_id}
 
 
-def _forgotten(request_id: str, request_type: str | None) -> Response:
+def _forgotten(core: Core, request_id: str, request_type: str | None) -> Response:
     # 410 makes the client sample again, which is harmless; a training request must not be
     # repeated by itself, and 404 ends it.
-    message = (
-        f"request {request_id!r} is unknown to this server; if the server was restarted, go on "
-        "from a checkpoint with create_training_client_from_state_with_optimizer"
-    )
+    message = f"request {request_id!r} is unknown to this server"
+    model_id, _, _ = request_id.rpartition(":")
+    if not core.sequencer.is_open(model_id) and core.store.run(model_id) is not None:
+        message += f": {core.lost_model(model_id)}"
+    else:
+        message += "; its answer was fetched long ago, or the server was restarted"
     return JSONResponse({"error": message}, status_code=410 if request_type == "Sample" else 404)
 
 

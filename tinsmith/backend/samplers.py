@@ -4,9 +4,9 @@ from tinsmith.backend.adapter import AdapterWeights
 from tinsmith.backend.core import Core, NotFound
 from tinsmith.backend.engine import failure
 from tinsmith.backend.futures import Promise, ProtoResult
+from tinsmith.backend.records import Sampler
 from tinsmith.backend.requests import CreateSamplingSessionRequest, SampleRequest
 from tinsmith.backend.sampling.batch import Job
-from tinsmith.backend.store import Sampler
 from tinsmith.backend.trainer import Trainer
 from tinsmith.backend.wire import sample_response, sampling_request
 from tinsmith.errors import TinsmithError
@@ -51,6 +51,11 @@ class Samplers:
             f"sampling session {sampler_id!r} does not exist here; if the server was restarted, "
             "sample from a saved checkpoint or save the weights for sampling again"
         )
+
+    def of_session(self, session_id: str) -> list[str]:
+        """The ids of the sampling sessions of a session."""
+        snapshots = [key for key in self._snapshots if key.startswith(f"{session_id}:")]
+        return sorted({*self._core.store.sessions.samplers(session_id), *snapshots})
 
     def sample(self, request: SampleRequest) -> Promise:
         """Queue a request for completions; a repeated one gets the promise of the first."""

@@ -1,8 +1,10 @@
 """The requests that write a training run's weights: state, sampler weights, exports."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tinsmith.backend.core import Core
+from tinsmith.backend.encryption import Recipient, encrypt_folder, parse_recipients
 from tinsmith.backend.futures import JsonResult, Promise, Result
 from tinsmith.backend.requests import (
     SaveWeightsExternalRequest,
@@ -69,15 +71,12 @@ class Saving:
         return self._training.submit(request.model_id, request.seq_id, run)
 
     def external(self, request: SaveWeightsExternalRequest) -> Promise:
-        """Weights as a PEFT adapter, to be downloaded."""
+        """Weights as a PEFT adapter, to be downloaded; encrypted, where that is asked."""
 
         def run(trainer: Trainer) -> Result:
-            if request.age_encryption_recipients:
-                raise TinsmithError(
-                    "age_encryption_recipients: encrypted exports are not offered by this server; "
-                    "leave the field out"
-                )
-            path, size = self._save(request, "external_weights", request.path, trainer)
+            given = request.age_encryption_recipients
+            recipients = None if given is None else parse_recipients(given)
+            path, size = self._save(request, "external_weights", request.path, trainer, recipients)
             return JsonResult({"path": path, "size_bytes": size, "type": "save_weights_external"})
 
         return self._training.submit(request.model_id, request.seq_id, run)
@@ -88,9 +87,12 @@ class Saving:
         kind: str,
         name: str,
         trainer: Trainer,
+        recipients: Sequence[Recipient] | None = None,
     ) -> tuple[str, int]:
         def write(folder: Path) -> None:
             trainer.weights().save(folder, trainer.base.name)
+            if recipients is not None:
+                encrypt_folder(folder, recipients)
 
         checkpoint = self._core.store.save(
             request.model_id,

@@ -1,74 +1,26 @@
 """What outlives a server: sessions, runs and checkpoints, in SQLite and safetensors."""
 
+import fcntl
 import json
+import logging
 import re
 import secrets
 import shutil
-import sqlite3
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tinsmith.backend.adapter import LoraSettings
+from tinsmith.backend.database import Database, now
+from tinsmith.backend.records import KINDS, Checkpoint, Run, Sampler, checkpoint_of, dump, run_of
+from tinsmith.backend.session_store import SessionStore
 from tinsmith.errors import TinsmithError
 from tinsmith.files import new_directory
 
-KINDS = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-VERSION = 2  # of the schema; raised with every change of it
-SCHEMA = f"""
-PRAGMA user_version = {VERSION};
-CREATE TABLE IF NOT EXISTS sessions (
-    session_id TEXT PRIMARY KEY, created TEXT NOT NULL, details TEXT NOT NULL, ended TEXT);
-CREATE TABLE IF NOT EXISTS runs (
-    model_id TEXT PRIMARY KEY, session_id TEXT NOT NULL, base_model TEXT NOT NULL,
-    lora TEXT NOT NULL, user_metadata TEXT, last_request TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS checkpoints (
-    path TEXT PRIMARY KEY, model_id TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
-    folder TEXT NOT NULL, time TEXT NOT NULL, size_bytes INTEGER NOT NULL, expires TEXT,
-    user_metadata TEXT);
-CREATE TABLE IF NOT EXISTS samplers (
-    sampler_id TEXT PRIMARY KEY, base_model TEXT NOT NULL, model_path TEXT, folder TEXT);
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A training run as it is remembered."""
-
-    model_id: str
-    base_model: str
-    lora: LoraSettings
-    user_metadata: Mapping[str, Any] | None
-    last_request: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sampler:
-    """What a sampling session samples from: the base model, or the checkpoint at `model_path`
-    as it lay in `folder` when the session was made."""
-
-    base_model: str
-    model_path: str | None = None
-    folder: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A checkpoint that is wholly on the disk, in `folder` of the store."""
-
-    path: str
-    model_id: str
-    kind: str
-    name: str
-    folder: str
-    time: str
-    size_bytes: int
-    expires: str | None
-    user_metadata: Mapping[str, Any] | None
+ALIVE = "expires IS NULL OR expires >= ?"
+log = logging.getLogger(__name__)
 
 
 class Store:
@@ -77,74 +29,64 @@ class Store:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.Lock()
-        self._db = sqlite3.connect(
-            directory / "tinsmith.sqlite", timeout=60, check_same_thread=False, isolation_level=None
-        )
-        self._db.row_factory = sqlite3.Row
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._check_version()
-        self._db.executescript(SCHEMA)
+        self._db = Database(directory / "tinsmith.sqlite")
+        self.sessions = SessionStore(self._db)
+        self._presence = (directory / "servers.lock").open("a")
+        self._sweep()
         self.remove_expired()
-
-    def _check_version(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        is_empty = not self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
-        if version != VERSION and not is_empty:
-            raise TinsmithError(
-                f"{self.directory} was written by another version of Tinsmith (schema {version}, "
-                f"this one reads {VERSION}); choose another --store or use that version"
-            )
 
     def close(self) -> None:
         self._db.close()
-
-    # Sessions
-
-    def add_session(self, session_id: str, details: Mapping[str, Any]) -> None:
-        self._write(
-            "INSERT INTO sessions VALUES (?, ?, ?, NULL)", session_id, _now(), json.dumps(details)
-        )
-
-    def has_session(self, session_id: str) -> bool:
-        return bool(self._rows("SELECT 1 FROM sessions WHERE session_id = ?", session_id))
-
-    def end_session(self, session_id: str, reason: Mapping[str, Any]) -> None:
-        self._write(
-            "UPDATE sessions SET ended = ? WHERE session_id = ?", json.dumps(reason), session_id
-        )
+        self._presence.close()
 
     # Samplers
 
     def add_sampler(self, sampler_id: str, sampler: Sampler) -> None:
         values = (sampler.base_model, sampler.model_path, sampler.folder)
-        self._write("INSERT OR REPLACE INTO samplers VALUES (?, ?, ?, ?)", sampler_id, *values)
+        self._db.write(
+            "INSERT OR REPLACE INTO samplers (sampler_id, base_model, model_path, folder) "
+            "VALUES (?, ?, ?, ?)",
+            *(sampler_id, *values),
+        )
 
     def sampler(self, sampler_id: str) -> Sampler | None:
-        rows = self._rows("SELECT * FROM samplers WHERE sampler_id = ?", sampler_id)
-        return Sampler(*tuple(rows[0])[1:]) if rows else None
+        rows = self._db.rows(
+            "SELECT base_model, model_path, folder FROM samplers WHERE sampler_id = ?", sampler_id
+        )
+        return Sampler(*rows[0]) if rows else None
 
     # Runs
 
     def add_run(
         self, model_id: str, session_id: str, base_model: str, lora: LoraSettings, metadata: Any
     ) -> None:
-        values = json.dumps(asdict(lora))
-        self._write(
-            "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?)",
-            *(model_id, session_id, base_model, values, _dump(metadata), _now()),
+        """Remember a new run; one of this id that is there already stays as it is."""
+        self._db.write(
+            "INSERT OR IGNORE INTO runs (model_id, session_id, base_model, lora, user_metadata, "
+            "last_request) VALUES (?, ?, ?, ?, ?, ?)",
+            *(model_id, session_id, base_model, json.dumps(asdict(lora)), dump(metadata), now()),
         )
 
     def touch_run(self, model_id: str) -> None:
-        self._write("UPDATE runs SET last_request = ? WHERE model_id = ?", _now(), model_id)
+        self._db.write("UPDATE runs SET last_request = ? WHERE model_id = ?", now(), model_id)
 
     def run(self, model_id: str) -> Run | None:
-        rows = self._rows("SELECT * FROM runs WHERE model_id = ?", model_id)
-        return _run(rows[0]) if rows else None
+        rows = self._db.rows("SELECT * FROM runs WHERE model_id = ?", model_id)
+        return run_of(rows[0]) if rows else None
 
-    def runs(self) -> list[Run]:
-        """All runs, the one used last first."""
-        return [_run(row) for row in self._rows("SELECT * FROM runs ORDER BY last_request DESC")]
+    def runs(self, limit: int, offset: int, project_id: str | None = None) -> tuple[list[Run], int]:
+        """A page of all runs, or of those whose session carries a project's id, the one used last
+        first; and how many there are."""
+        chosen = (
+            "FROM runs JOIN sessions USING (session_id) WHERE ?1 IS NULL "
+            "OR json_extract(details, '$.project_id') = ?1"
+        )
+        rows = self._db.rows(
+            f"SELECT runs.* {chosen} ORDER BY last_request DESC, model_id LIMIT ?2 OFFSET ?3",
+            *(project_id, limit, offset),
+        )
+        [(total,)] = self._db.rows(f"SELECT count(*) {chosen}", project_id)
+        return [run_of(row) for row in rows], total
 
     # Checkpoints
 
@@ -165,57 +107,103 @@ class Store:
         assert kind in KINDS
         self.remove_expired()
         path = f"tinker://{model_id}/{kind}/{name}"
-        earlier = self.checkpoint(path)
-        if earlier is not None and not overwrite:
+        if self.checkpoint(path) is not None and not overwrite:
             raise TinsmithError(
                 f"checkpoint {path} exists already; choose another name or pass overwrite=True"
             )
         place = f"runs/{model_id.replace(':', '_')}/{kind}/{name}-{secrets.token_hex(4)}"
-        with new_directory(self.directory / place) as folder:
-            write(folder)
-            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        expires = None if ttl_seconds is None else _now(timedelta(seconds=ttl_seconds))
-        row = (path, model_id, kind, name, place, _now(), size, expires, _dump(user_metadata))
-        self._write("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
-        if earlier is not None:
-            shutil.rmtree(self.folder(earlier), ignore_errors=True)
-        return Checkpoint(*row[:-1], user_metadata)
+        self._db.write("INSERT INTO leftovers VALUES (?)", place)
+        try:
+            with new_directory(self.directory / place) as folder:
+                write(folder)
+                size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        except BaseException:
+            self._db.write("DELETE FROM leftovers WHERE folder = ?", place)
+            raise
+        expires = None if ttl_seconds is None else now(ttl_seconds)
+        row = (path, model_id, kind, name, place, now(), size, expires, dump(user_metadata), False)
+        with self._db.transaction():
+            replaced = self._db.rows("SELECT folder FROM checkpoints WHERE path = ?", path)
+            for old in replaced:
+                self._db.write("INSERT OR IGNORE INTO leftovers VALUES (?)", old["folder"])
+            self._db.write("INSERT OR REPLACE INTO checkpoints VALUES (?,?,?,?,?,?,?,?,?,?)", *row)
+            self._db.write("DELETE FROM leftovers WHERE folder = ?", place)
+        for old in replaced:
+            self._clear(old["folder"])
+        return Checkpoint(path, model_id, kind, name, place, row[5], size, expires, user_metadata)
 
     def checkpoint(self, path: str) -> Checkpoint | None:
         """The checkpoint at a path, unless its time to live has passed."""
-        rows = self._rows(
-            "SELECT * FROM checkpoints WHERE path = ? AND (expires IS NULL OR expires >= ?)",
-            *(path, _now()),
-        )
-        return _checkpoint(rows[0]) if rows else None
+        rows = self._db.rows(f"SELECT * FROM checkpoints WHERE path = ? AND ({ALIVE})", path, now())
+        return checkpoint_of(rows[0]) if rows else None
 
-    def checkpoints(self, model_id: str | None = None) -> list[Checkpoint]:
-        """The checkpoints of a run, or of all runs; newest first."""
-        self.remove_expired()
-        rows = self._rows(
-            "SELECT * FROM checkpoints WHERE ?1 IS NULL OR model_id = ?1 ORDER BY time DESC",
-            model_id,
+    def checkpoints(
+        self,
+        model_id: str | None = None,
+        kind: str | None = None,
+        limit: int = -1,
+        offset: int = 0,
+    ) -> list[Checkpoint]:
+        """Checkpoints of a run or of all runs, of one kind or of all; newest first."""
+        rows = self._db.rows(
+            "SELECT * FROM checkpoints WHERE (?1 IS NULL OR model_id = ?1) "
+            "AND (?2 IS NULL OR kind = ?2) AND (expires IS NULL OR expires >= ?3) "
+            "ORDER BY time DESC, path LIMIT ?4 OFFSET ?5",
+            *(model_id, kind, now(), limit, offset),
         )
-        return [_checkpoint(row) for row in rows]
+        return [checkpoint_of(row) for row in rows]
+
+    def count_checkpoints(self) -> int:
+        [(count,)] = self._db.rows(f"SELECT count(*) FROM checkpoints WHERE {ALIVE}", now())
+        return count
+
+    def set_ttl(self, path: str, ttl_seconds: int | None) -> None:
+        """Let a checkpoint live that long from now on; None: for ever."""
+        expires = None if ttl_seconds is None else now(ttl_seconds)
+        self._db.write("UPDATE checkpoints SET expires = ? WHERE path = ?", expires, path)
+
+    def set_public(self, path: str, is_public: bool) -> None:
+        self._db.write("UPDATE checkpoints SET public = ? WHERE path = ?", is_public, path)
 
     def folder(self, checkpoint: Checkpoint) -> Path:
         """Where a checkpoint's files lie."""
         return self.directory / checkpoint.folder
 
+    def delete(self, checkpoint: Checkpoint) -> None:
+        """Remove one checkpoint for good; one that took its name meanwhile stays."""
+        with self._db.transaction():
+            condition = "path = ? AND folder = ?"
+            values = (checkpoint.path, checkpoint.folder)
+            if not self._db.write(f"DELETE FROM checkpoints WHERE {condition}", *values):
+                return
+            self._db.write("INSERT OR IGNORE INTO leftovers VALUES (?)", checkpoint.folder)
+        self._clear(checkpoint.folder)
+
     def remove_expired(self) -> None:
         """Remove the checkpoints whose time to live has passed, and nothing else."""
-        rows = self._rows("SELECT * FROM checkpoints WHERE expires < ?", _now())
-        for checkpoint in map(_checkpoint, rows):
-            self._write("DELETE FROM checkpoints WHERE folder = ?", checkpoint.folder)
-            shutil.rmtree(self.folder(checkpoint), ignore_errors=True)
+        for row in self._db.rows("SELECT * FROM checkpoints WHERE expires < ?", now()):
+            self.delete(checkpoint_of(row))
 
-    def _rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        with self._lock:
-            return self._db.execute(sql, values).fetchall()
+    def _sweep(self) -> None:
+        """Clear up what servers that were killed had begun to write or to remove. While another
+        server is at work on this store, what it has begun cannot be told from that: it stays."""
+        try:
+            fcntl.flock(self._presence, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for row in self._db.rows("SELECT folder FROM leftovers"):
+                self._clear(row["folder"])
+        except BlockingIOError:
+            log.info("another server works on %s; its unfinished files are left", self.directory)
+        except OSError as error:
+            log.warning("cannot lock %s (%s): nothing is cleared up", self.directory, error)
+            return
+        fcntl.flock(self._presence, fcntl.LOCK_SH)
 
-    def _write(self, sql: str, *values: Any) -> None:
-        with self._lock:
-            self._db.execute(sql, values)
+    def _clear(self, place: str) -> None:
+        folder = self.directory / place
+        for path in (folder, *folder.parent.glob(f".{folder.name}.*")):  # files.new_directory
+            shutil.rmtree(path, ignore_errors=True)
+        if not folder.exists():
+            self._db.write("DELETE FROM leftovers WHERE folder = ?", place)
 
 
 def check_name(name: str) -> None:
@@ -225,30 +213,3 @@ def check_name(name: str) -> None:
             f"checkpoint name {name!r}: must be 1 to 200 letters, digits, '.', '_' or '-', "
             "and start with a letter or digit"
         )
-
-
-def _now(later: timedelta = timedelta(0)) -> str:
-    return (datetime.now(UTC) + later).isoformat(timespec="microseconds")
-
-
-def _dump(value: Any) -> str | None:
-    return None if value is None else json.dumps(value)
-
-
-def _load(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
-
-
-def _run(row: sqlite3.Row) -> Run:
-    return Run(
-        row["model_id"],
-        row["base_model"],
-        LoraSettings(**json.loads(row["lora"])),
-        _load(row["user_metadata"]),
-        row["last_request"],
-    )
-
-
-def _checkpoint(row: sqlite3.Row) -> Checkpoint:
-    values = dict(row)
-    return Checkpoint(**{**values, "user_metadata": _load(values["user_metadata"])})

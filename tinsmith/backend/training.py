@@ -7,7 +7,7 @@ from typing import Any
 from tinker.proto import tinker_public_pb2 as pb
 
 from tinsmith.backend.adapter import LoraSettings
-from tinsmith.backend.core import Core, NotFound
+from tinsmith.backend.core import Core, refuse_access_token
 from tinsmith.backend.datums import decode_datums
 from tinsmith.backend.futures import JsonResult, Promise, ProtoResult, Result
 from tinsmith.backend.requests import (
@@ -56,7 +56,7 @@ class Training:
         """Load a checkpoint into a new model of a session, or into a model that there is."""
         if request.model_id is not None:
             return self._load_into(request)
-        _refuse_access_token(request)
+        refuse_access_token(request.weights_access_token)
         if request.session_id is None or request.model_seq_id is None:
             raise TinsmithError(
                 "load_weights needs session_id and model_seq_id for a new model, or model_id and "
@@ -84,7 +84,7 @@ class Training:
             raise TinsmithError("load_weights into a model needs seq_id")
 
         def run(trainer: Trainer) -> Result:
-            _refuse_access_token(request)
+            refuse_access_token(request.weights_access_token)
             for field in ("session_id", "model_seq_id", "base_model", "user_metadata"):
                 if getattr(request, field) is not None:
                     raise TinsmithError(f"load_weights takes {field} for a new model only")
@@ -125,10 +125,7 @@ class Training:
     def submit(self, model_id: str, seq_id: int, run: Callable[[Trainer], Result]) -> Promise:
         """Queue an operation on a model, in the order of `seq_id`."""
         if not self._core.sequencer.is_open(model_id):
-            raise NotFound(
-                f"model {model_id!r} is not loaded in this server; if the server was restarted, "
-                "go on from a checkpoint with create_training_client_from_state_with_optimizer"
-            )
+            raise self._core.lost_model(model_id)
 
         def operation() -> Result:
             trainer = self._trainers.get(model_id)
@@ -173,11 +170,3 @@ class Training:
         promise = self._core.promises.create(f"{model_id}:0")
         self._core.engine.submit(operation, promise)
         return promise
-
-
-def _refuse_access_token(request: LoadWeightsRequest) -> None:
-    if request.weights_access_token is not None:
-        raise TinsmithError(
-            "weights_access_token opens another account's weights, and this server has no "
-            "accounts; leave it out"
-        )

@@ -1,0 +1,163 @@
+"""Sessions: opened, kept alive and ended by a client; listed and searched by any."""
+
+import math
+import time
+import uuid
+from collections.abc import Iterable
+from itertools import islice
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import JSONResponse
+
+from tinsmith.backend import requests as wire
+from tinsmith.backend.core import Core, NotFound
+from tinsmith.backend.database import as_text
+from tinsmith.backend.futures import JsonResult
+from tinsmith.backend.records import Session, texts
+from tinsmith.backend.rest_requests import SessionSearchRequest, SessionStatusQuery
+from tinsmith.backend.samplers import Samplers
+from tinsmith.backend.sdk_versions import note_on
+from tinsmith.backend.training import Training
+
+OWNER = "local"  # of everything: the server has one key, and no accounts
+# A client sends a heartbeat every 10 s, and is warned when none came through for this long.
+MAX_SILENCE_S = 120.0
+Limit = Annotated[int, Query(ge=0, le=1000)]
+Offset = Annotated[int, Query(ge=0)]
+
+
+def add_session_routes(api: APIRouter, core: Core, training: Training, samplers: Samplers) -> None:
+    """The life of a session."""
+    heard: dict[str, float] = {}  # session id -> when it was last heard of (monotonic)
+
+    @api.post("/create_session")
+    async def create_session(request: wire.CreateSessionRequest) -> dict[str, str | None]:
+        session_id = uuid.uuid4().hex
+        core.store.sessions.add(session_id, request.model_dump(exclude={"type"}))
+        heard[session_id] = time.monotonic()
+        return {
+            "type": "create_session",
+            "session_id": session_id,
+            "warning_message": note_on(request.sdk_version),
+        }
+
+    @api.post("/session_heartbeat")
+    async def session_heartbeat(request: wire.SessionRequest) -> Response:
+        session = core.store.sessions.find(request.session_id)
+        if session is None or session.ended is not None:
+            what = "does not exist" if session is None else "has ended"
+            return JSONResponse({"error": f"the session {what}"}, status_code=410)
+        heard[request.session_id] = time.monotonic()
+        return JSONResponse({"type": "session_heartbeat"})
+
+    @api.post("/sessions/{session_id}/finish")
+    async def finish_session(session_id: str, request: wire.FinishSessionRequest) -> dict[str, Any]:
+        _known(core, session_id)
+        core.store.sessions.end(session_id, request.model_dump(exclude={"type"}))
+        heard.pop(session_id, None)
+
+        def free() -> JsonResult:
+            training.free(session_id)
+            samplers.free(session_id)
+            return JsonResult({})
+
+        core.engine.submit(free, core.promises.create(f"{session_id}:finish"))
+        return {}
+
+    _add_session_listing(api, core, samplers, heard)
+
+
+def _add_session_listing(
+    api: APIRouter, core: Core, samplers: Samplers, heard: dict[str, float]
+) -> None:
+    @api.get("/sessions")
+    async def sessions(
+        limit: Limit = 20, offset: Offset = 0, access_scope: wire.AccessScope = "owned"
+    ) -> dict[str, Any]:
+        return {"sessions": core.store.sessions.ids(limit, offset)}
+
+    @api.get("/sessions/{session_id}")
+    async def session(session_id: str, access_scope: wire.AccessScope = "owned") -> dict[str, Any]:
+        details = _known(core, session_id).details
+        return {
+            "training_run_ids": core.store.sessions.models(session_id),
+            "sampler_ids": samplers.of_session(session_id),
+            "user_metadata": texts(details.get("user_metadata")),
+            "display_name": details.get("display_name"),
+        }
+
+    @api.post("/sessions/search")
+    def search(request: SessionSearchRequest) -> dict[str, Any]:
+        cursor = request.cursor
+        older = core.store.sessions.before(
+            as_text(cursor.last_created_at) if cursor else None,
+            cursor.last_session_id if cursor else "",
+        )
+        found = (one for one in older if _matches(one, request, _status(one, heard)))
+        page = list(islice(found, request.limit + 1))
+        last = page[request.limit - 1] if len(page) > request.limit else None
+        return {
+            "sessions": [_summary(core, one, heard) for one in page[: request.limit]],
+            "next_cursor": last
+            and {"last_created_at": last.created, "last_session_id": last.session_id},
+        }
+
+
+def _known(core: Core, session_id: str) -> Session:
+    session = core.store.sessions.find(session_id)
+    if session is None:
+        raise NotFound(f"session {session_id!r} does not exist in {core.store.directory}")
+    return session
+
+
+def _matches(
+    session: Session, request: SessionSearchRequest, status: dict[str, Any] | None
+) -> bool:
+    """Whether a session is one that a search asks for: every filter holds, of session_id and
+    display_name either."""
+    details = session.details
+    name = (details.get("display_name") or "").lower()
+    names = [session.session_id == request.session_id] if request.session_id is not None else []
+    if request.display_name is not None:
+        names.append(all(word in name for word in request.display_name.lower().split()))
+    metadata = texts(details.get("user_metadata")) or {}
+    projects, owner = request.project_ids, request.owner
+    return (
+        (not names or any(names))
+        and request.user_metadata.items() <= metadata.items()
+        and (projects is None or details.get("project_id") in projects)
+        and (owner.type != "user" or OWNER in owner.owner_urns)
+        and (request.statuses is None or _has_status(status, request.statuses))
+    )
+
+
+def _has_status(status: dict[str, Any] | None, wanted: Iterable[SessionStatusQuery]) -> bool:
+    return status is not None and any(
+        query.type == status["type"]
+        and (query.reasons is None or status["reason"]["type"] in query.reasons)
+        for query in wanted
+    )
+
+
+def _status(session: Session, heard: dict[str, float]) -> dict[str, Any] | None:
+    """None where a session neither ended nor was heard of lately."""
+    if session.ended is not None:
+        return {"type": "client_finished", **session.ended}
+    is_alive = time.monotonic() - heard.get(session.session_id, -math.inf) < MAX_SILENCE_S
+    return {"type": "active"} if is_alive else None
+
+
+def _summary(core: Core, session: Session, heard: dict[str, float]) -> dict[str, Any]:
+    count, size_bytes = core.store.sessions.storage(session.session_id)
+    return {
+        "session_id": session.session_id,
+        "created_at": session.created,
+        "owner": OWNER,
+        "project_id": session.details.get("project_id") or "",
+        "status": _status(session, heard),
+        "checkpoints_count": count,
+        "checkpoint_storage_bytes": size_bytes,
+        "display_name": session.details.get("display_name"),
+        "user_metadata": texts(session.details.get("user_metadata")),
+    }
