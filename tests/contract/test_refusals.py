@@ -9,7 +9,7 @@ import tinker
 from tinker import types
 from tinker.types.optimizer import DimuonOptimizerConfig
 
-from tests.clients import Params, forward, make_datum, random_tokens, sample, trained_client
+from tests.clients import forward, make_datum, random_tokens, sample, trained_client
 from tinsmith.serving import Endpoint
 
 TOKENS = random_tokens(0, 10)
@@ -200,22 +200,6 @@ def test_wrong_sampling_settings_are_refused_and_the_next_request_is_served(
 def test_wrong_prompts_are_refused(sampler: tinker.SamplingClient, prompt: list[int], message: str):
     with pytest.raises((tinker.RequestFailedError, tinker.APIStatusError), match=message):
         sample(sampler, prompt, max_tokens=1)
-
-
-@pytest.mark.parametrize(
-    "extra",
-    [{"topk_prompt_logprobs": 3}, {"topk_sample_logprobs": 3}, {"prompt_alt_tokens_k": 2}],
-)
-def test_what_the_server_does_not_compute_is_refused_not_left_out(
-    sampler: tinker.SamplingClient, extra: dict[str, int]
-):
-    [name] = extra
-    prompt = types.ModelInput.from_ints(TOKENS)
-    with pytest.raises(tinker.RequestFailedError, match=f"{name} is not computed by this server"):
-        sampler.sample(
-            prompt, num_samples=1, sampling_params=Params(max_tokens=1),
-            include_prompt_logprobs=True, **extra,  # pyright: ignore[reportArgumentType]
-        ).result()  # fmt: skip
 
 
 @pytest.mark.parametrize("num_samples", [0, 10**9])

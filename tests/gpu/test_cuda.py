@@ -9,7 +9,8 @@ import torch
 from tinsmith.backend.adapter import LoraSettings, attach_adapter, lora_pairs
 from tinsmith.backend.base_model import BaseModel, load_base_models
 from tinsmith.backend.datums import Datum
-from tinsmith.backend.sampling.batch import Job, SamplingBatch
+from tinsmith.backend.sampling.batch import SamplingBatch
+from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.sampling.replica import make_replica
 from tinsmith.backend.sampling.request import SamplingRequest, SamplingResult
 from tinsmith.backend.trainer import AdamParams, Trainer

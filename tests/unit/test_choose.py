@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinsmith.backend.sampling.choose import choose
+from tinsmith.backend.sampling.choose import choose as choose_k
 from tinsmith.backend.sampling.request import SamplingRequest
 from tinsmith.errors import TinsmithError
 
@@ -16,6 +16,14 @@ HALVES = [0.125, 0.5, 0.25, 0.0625, 0.0625]  # of tokens 0 to 4
 
 def request(temperature: float = 1.0, top_k: int = -1, top_p: float = 1.0) -> SamplingRequest:
     return SamplingRequest((1,), 1, 1, temperature, top_k, top_p, 0, frozenset())
+
+
+def choose(
+    logits_nV: torch.Tensor, requests: Sequence[SamplingRequest], uniform_n: Sequence[float]
+) -> tuple[list[int], list[float]]:
+    """One token a row."""
+    choice = choose_k(logits_nV, requests, np.array(uniform_n)[:, None])
+    return choice.tokens_nk[:, 0].tolist(), choice.logprobs_nk[:, 0].tolist()
 
 
 def distribution(probabilities: Sequence[float], asked: SamplingRequest) -> dict[int, float]:

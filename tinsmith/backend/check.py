@@ -44,7 +44,7 @@ def _last_logits(base: BaseModel, ids_1T: torch.Tensor) -> torch.Tensor:
         keys_values=prompt,
         use_cache=True,
     )
-    running = RunningKeysValues(base.device)
+    running = RunningKeysValues(base.device, base.context_length)
     running.admit([0], prompt, 0, size - 1)
     output = backbone(replica)(
         input_ids=ids_1T[:, -1:],

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
 from tinsmith.backend.sampling.request import MAX_SAMPLES
 
@@ -154,6 +154,16 @@ class SamplingParams(Request):
     top_p: float = 1.0
 
 
+class TokenTensor(Request):
+    """Token ids, -1 for none: dense [N, K], or sparse by rows (CSR)."""
+
+    data: list[Annotated[int, Field(ge=-1, lt=1 << 31)]]
+    dtype: Literal["int64"]
+    shape: tuple[NonNegativeInt, NonNegativeInt]
+    sparse_crow_indices: list[Annotated[int, Field(ge=0, lt=1 << 31)]] | None = None
+    sparse_col_indices: list[Annotated[int, Field(ge=0, lt=1 << 31)]] | None = None
+
+
 class SampleRequest(Request):
     num_samples: int = Field(default=1, ge=1, le=MAX_SAMPLES)
     prompt: ModelInput
@@ -162,10 +172,9 @@ class SampleRequest(Request):
     seq_id: int
     prompt_logprobs: bool | None = None
     prompt_logprobs_last_n: int | None = None
-    # Not computed by this server yet; refused when asked for.
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
-    target_prompt_logprobs: Any = None
+    target_prompt_logprobs: TokenTensor | None = None
     prompt_alt_tokens_k: int = 0
     record_stability_info: bool | None = None
 

@@ -6,7 +6,7 @@ from tinsmith.backend.engine import failure
 from tinsmith.backend.futures import Promise, ProtoResult
 from tinsmith.backend.records import Sampler
 from tinsmith.backend.requests import CreateSamplingSessionRequest, SampleRequest
-from tinsmith.backend.sampling.batch import Job
+from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.trainer import Trainer
 from tinsmith.backend.wire import sample_response, sampling_request
 from tinsmith.errors import TinsmithError
@@ -73,7 +73,7 @@ class Samplers:
         self._load(request.sampling_session_id, sampler)
         job = Job(
             sampling,
-            deliver=lambda result: promise.resolve(ProtoResult(sample_response(result))),
+            deliver=lambda result: promise.resolve(ProtoResult(sample_response(request, result))),
             fail=lambda error: promise.resolve(failure(error)),
         )
         self._core.pool.add(request.sampling_session_id, job)

@@ -1,8 +1,7 @@
 """Continuous batching on one replica: rows join after a prefill and leave when they end."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,56 +9,49 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tinsmith.backend.base_model import BaseModel, backbone, unembed
-from tinsmith.backend.forward import micro_batches, token_logprobs
+from tinsmith.backend.forward import micro_batches
 from tinsmith.backend.sampling.choose import choose
+from tinsmith.backend.sampling.job import Job, Prefilled, Row
 from tinsmith.backend.sampling.keys_values import (
     LENGTH_STEP,
     PromptKeysValues,
     RunningKeysValues,
     round_up,
 )
-from tinsmith.backend.sampling.request import Completion, SamplingRequest, SamplingResult
+from tinsmith.backend.sampling.prompt_scores import score_prompt
 from tinsmith.backend.sampling.stop import stop_reason
 
-
-@dataclass(slots=True)
-class Job:
-    """A request under way, and who waits for its result."""
-
-    request: SamplingRequest
-    deliver: Callable[[SamplingResult], None]
-    fail: Callable[[BaseException], None]
-    completions: dict[int, Completion] = field(default_factory=dict)
-    prompt_logprobs: np.ndarray | None = None
-
-
-@dataclass(slots=True)
-class Row:
-    """One running completion; its keys and values are in the slot of its index in the batch."""
-
-    job: Job
-    sample: int
-    uniform: np.ndarray
-    length: int
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+# Elements of one block of logits; drawing from it takes some six times its memory. On a CPU larger
+# blocks than the trainer's, since each block reads the whole unembedding again.
+MAX_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
+# Prefills of a full token budget before the running rows get their next token.
+MAX_PREFILLS = 4
 
 
 class SamplingBatch:
     """The requests on one snapshot. `step` prefills what fits, then decodes a token per row."""
 
     def __init__(
-        self, base: BaseModel, replica: PreTrainedModel, token_budget: int, max_tokens_kept: int
+        self,
+        base: BaseModel,
+        replica: PreTrainedModel,
+        token_budget: int,
+        max_tokens_kept: int,
+        block_rows: int | None = None,
     ) -> None:
-        """`token_budget` bounds a prefill, `max_tokens_kept` rows x longest row of the cache."""
+        """`token_budget` bounds a prefill, `max_tokens_kept` rows x longest row of the cache, and
+        `block_rows` the rows whose logits exist at a time."""
         self._base = base
         self._replica = replica
         self._token_budget = token_budget
         self._max_tokens_kept = max_tokens_kept
+        self._block_rows = block_rows or max(
+            1, MAX_LOGITS[base.device.type] // base.vocabulary_size
+        )
         self._waiting: deque[Job] = deque()
-        self._admitting: list[Job] = []
+        self._admitting: list[tuple[Job, int]] = []
         self._rows: list[Row] = []
-        self._keys_values = RunningKeysValues(base.device)
+        self._keys_values = self._no_keys_values()
 
     def add(self, job: Job) -> None:
         self._waiting.append(job)
@@ -77,40 +69,76 @@ class SamplingBatch:
             self._decode()
         return sampled
 
+    @torch.inference_mode()
+    def cancel(self, job: Job) -> None:
+        """Forget a request; its rows leave at once, and nobody is told."""
+        if job in self._waiting:
+            self._waiting.remove(job)
+        self._keep([row for row in self._rows if row.job is not job])
+
+    def take_back(self) -> list[Job]:
+        """Give up the requests that have not begun, to be added elsewhere or later."""
+        waiting = [job for job in self._waiting if not job.num_started]
+        self._waiting = deque(job for job in self._waiting if job.num_started)
+        return waiting
+
+    def replace(self, replica: PreTrainedModel) -> None:
+        """Go on with other weights. Running rows keep the keys and values that they have."""
+        self._replica = replica
+        for job in self._waiting:
+            job.prefilled = None
+
     def fail_all(self, error: BaseException) -> None:
         """Give up everything under way, telling those who wait."""
-        for job in {
-            id(job): job
-            for job in [*self._waiting, *self._admitting, *(row.job for row in self._rows)]
-        }.values():
+        admitting = (job for job, _ in self._admitting)
+        running = (row.job for row in self._rows)
+        for job in dict.fromkeys([*self._waiting, *admitting, *running]):
             job.fail(error)
         self._waiting.clear()
         self._admitting.clear()
         self._rows.clear()
-        self._keys_values = RunningKeysValues(self._base.device)
+        self._keys_values = self._no_keys_values()
+
+    def _no_keys_values(self) -> RunningKeysValues:
+        return RunningKeysValues(self._base.device, self._max_tokens_kept)
 
     def _admit(self) -> int:
-        jobs = self._admitting = self._take_what_fits()
-        if not jobs:
-            return 0
-        lengths = [round_up(len(job.request.prompt), LENGTH_STEP) for job in jobs]
+        portions = self._admitting = self._take_what_fits()
+        known = [portion for portion in portions if portion[0].prefilled is not None]
+        new = [portion for portion in portions if portion[0].prefilled is None]
+        for job, count in known:
+            self._start_rows(job, count)
+        lengths = [round_up(len(job.request.prompt), LENGTH_STEP) for job, _ in new]
         for group in micro_batches(lengths, self._token_budget):
-            self._prefill([jobs[i] for i in group])
+            self._prefill([new[i][0] for i in group])
+            for i in group:
+                self._start_rows(*new[i])
         self._admitting = []
-        return sum(job.request.num_samples for job in jobs)
+        return sum(count for _, count in portions)
 
-    def _take_what_fits(self) -> list[Job]:
-        """Waiting jobs, in order, while the cache would hold all rows at their longest."""
+    def _take_what_fits(self) -> list[tuple[Job, int]]:
+        """Waiting jobs in order, and how many samples of each, while the cache would hold all rows
+        at their longest. The last one may get a part of its samples; the others wait in line."""
         rows = len(self._rows)
-        longest = max((_longest(row.job.request) for row in self._rows), default=0)
-        taken: list[Job] = []
+        longest = max((row.job.longest for row in self._rows), default=0)
+        prefill = 0
+        taken: list[tuple[Job, int]] = []
         while self._waiting:
-            request = self._waiting[0].request
-            longest = max(longest, _longest(request))
-            rows += request.num_samples
-            if (taken or self._rows) and rows * longest > self._max_tokens_kept:
+            job = self._waiting[0]
+            longest = max(longest, job.longest)
+            room = self._max_tokens_kept // longest - rows
+            if job.prefilled is None:
+                prefill += round_up(len(job.request.prompt), LENGTH_STEP)
+            if taken and prefill > MAX_PREFILLS * self._token_budget:
                 break
-            taken.append(self._waiting.popleft())
+            count = min(job.num_left, room if rows else max(room, 1))
+            if count < 1:
+                break
+            taken.append((job, count))
+            rows += count
+            if count < job.num_left:
+                break
+            self._waiting.popleft()
         return taken
 
     def _prefill(self, jobs: Sequence[Job]) -> None:
@@ -125,45 +153,43 @@ class SamplingBatch:
         last_B = torch.tensor([len(job.request.prompt) - 1 for job in jobs])
         logits_BV = unembed(self._replica, hidden_BTD[torch.arange(len(jobs)), last_B])
         for i, job in enumerate(jobs):
-            self._set_prompt_logprobs(job, hidden_BTD[i])
-            self._start_rows(job, prompt, i, logits_BV[i])
+            job.prefilled = Prefilled(logits_BV[i], prompt, i)
+            if job.prompt_scores is None:
+                job.prompt_scores = score_prompt(
+                    self._replica, hidden_BTD[i], job.request, self._block_rows
+                )
 
-    def _set_prompt_logprobs(self, job: Job, hidden_TD: Tensor) -> None:
-        request = job.request
-        if not request.wants_prompt_logprobs:
-            return
-        size = len(request.prompt)
-        first = (
-            1 if request.prompt_logprobs_last_n is None else size - request.prompt_logprobs_last_n
-        )
-        job.prompt_logprobs = np.full(size, np.nan, dtype=np.float32)
-        if first < size:
-            targets = torch.tensor(request.prompt[first:], device=hidden_TD.device)
-            scored = token_logprobs(self._replica, hidden_TD[first - 1 : size - 1], targets)
-            job.prompt_logprobs[first:] = scored.cpu().numpy()
-
-    def _start_rows(self, job: Job, prompt: PromptKeysValues, row: int, logits_V: Tensor) -> None:
-        """Choose the first token of each sample; those that go on get a slot each."""
-        request = job.request
-        new = [
-            Row(job, sample, _uniform(request, sample), len(request.prompt))
-            for sample in range(request.num_samples)
-        ]
-        running = self._extend(new, logits_V.expand(len(new), -1))
-        if not running:
-            return
-        slots = list(range(len(self._rows), len(self._rows) + len(running)))
-        self._keys_values.admit(slots, prompt, row, len(request.prompt))
-        self._rows.extend(running)
+    def _start_rows(self, job: Job, count: int) -> None:
+        """Choose the first token of the next samples; those that go on get a slot each."""
+        prefilled = job.prefilled
+        assert prefilled is not None
+        rows = [Row.of(job, job.num_started + i) for i in range(count)]
+        job.num_started += count
+        uniform_1k = np.array([[row.next_uniform for row in rows]])
+        choice = choose(prefilled.logits_V[None], [job.request], uniform_1k)
+        for column, row in enumerate(rows):
+            row.append(choice, 0, column)
+        running = self._going_on(rows)
+        if running:
+            slots = list(range(len(self._rows), len(self._rows) + len(running)))
+            length = len(job.request.prompt)
+            self._keys_values.admit(slots, prefilled.keys_values, prefilled.row, length)
+            self._rows.extend(running)
+        job.prefilled = prefilled.alone() if job.num_left else None
 
     def _decode(self) -> None:
         positions_n1 = self._keys_values.begin_step([row.length for row in self._rows])
         ids_n1 = torch.tensor([[row.tokens[-1]] for row in self._rows])
-        hidden_n1D = self._hidden(ids_n1, positions_n1, self._keys_values)
-        logits_nV = unembed(self._replica, hidden_n1D[:, 0])
-        for row in self._rows:
-            row.length += 1
-        self._keep(self._extend(self._rows, logits_nV))
+        hidden_nD = self._hidden(ids_n1, positions_n1, self._keys_values)[:, 0]
+        for start in range(0, len(self._rows), self._block_rows):
+            rows = self._rows[start : start + self._block_rows]
+            logits_nV = unembed(self._replica, hidden_nD[start : start + len(rows)])
+            uniform_n1 = np.array([[row.next_uniform] for row in rows])
+            choice = choose(logits_nV, [row.job.request for row in rows], uniform_n1)
+            for i, row in enumerate(rows):
+                row.length += 1
+                row.append(choice, i, 0)
+        self._keep(self._going_on(self._rows))
 
     def _hidden(
         self,
@@ -180,26 +206,21 @@ class SamplingBatch:
         )
         return output.last_hidden_state
 
-    def _extend(self, rows: Sequence[Row], logits_nV: Tensor) -> list[Row]:
-        """Add a token to each row; deliver those that end and return those that go on."""
-        uniform_n = [float(row.uniform[len(row.tokens)]) for row in rows]
-        tokens, logprobs = choose(logits_nV, [row.job.request for row in rows], uniform_n)
+    def _going_on(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows that want another token; those that ended are handed in."""
         running = []
-        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
-            row.tokens.append(token)
-            row.logprobs.append(logprob)
+        for row in rows:
             reason = stop_reason(row.job.request, row.tokens, self._base.tokenizer.decode)
             if reason is None:
                 running.append(row)
             else:
-                row.job.completions[row.sample] = Completion(row.tokens, row.logprobs, reason)
-                _deliver_if_complete(row.job)
+                row.finish(reason)
         return running
 
     def _keep(self, running: list[Row]) -> None:
         """Drop ended rows; rows from the end move into the slots that they free."""
         if not running:
-            self._keys_values = RunningKeysValues(self._base.device)  # gives the memory back
+            self._keys_values = self._no_keys_values()  # gives the memory back
         if len(running) == len(self._rows):
             return
         kept = {id(row) for row in running}
@@ -209,20 +230,3 @@ class SamplingBatch:
             self._keys_values.move(mover, hole, self._rows[mover].length)
             self._rows[hole] = self._rows[mover]
         del self._rows[len(running) :]
-
-
-def _longest(request: SamplingRequest) -> int:
-    return len(request.prompt) + request.max_tokens
-
-
-def _uniform(request: SamplingRequest, sample: int) -> np.ndarray:
-    """Numbers in [0, 1) for each token of a sample: a counter-based stream of its own, so that
-    what else is in the batch has no say in them."""
-    key = np.array([request.seed % 2**64, sample], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key)).random(request.max_tokens)
-
-
-def _deliver_if_complete(job: Job) -> None:
-    if len(job.completions) == job.request.num_samples:
-        ordered = [job.completions[sample] for sample in range(job.request.num_samples)]
-        job.deliver(SamplingResult(ordered, job.prompt_logprobs))

@@ -1,57 +1,103 @@
 """Drawing the next token of every row, and its log-probability."""
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tinsmith.backend.sampling.request import SamplingRequest
+from tinsmith.backend.sampling.request import EMPTY, SamplingRequest, TopLogprobs
 from tinsmith.errors import TinsmithError
 
 SMALLEST_TEMPERATURE = 1e-30
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """k tokens drawn for each of n rows, their log-probabilities, and for the rows that asked for
+    it the likeliest tokens of the distribution that was drawn from."""
+
+    tokens_nk: np.ndarray
+    logprobs_nk: np.ndarray
+    top: list[TopLogprobs | None]
+
+
 def choose(
-    logits_nV: Tensor, requests: Sequence[SamplingRequest], uniform_n: Sequence[float]
-) -> tuple[list[int], list[float]]:
-    """Draw one token a row by inverting the cumulated probabilities at `uniform_n` in [0, 1).
+    logits_nV: Tensor, requests: Sequence[SamplingRequest], uniform_nk: np.ndarray
+) -> Choice:
+    """Draw tokens for each row by inverting its cumulated probabilities at `uniform_nk` in [0, 1).
 
     The returned log-probabilities are those of the distribution drawn from: softmax(logits /
     temperature), cut to top_k and top_p and normalised again. A greedy row (temperature 0)
     reports that of temperature 1, since its own is 0 everywhere.
     """
-    temperature = [request.temperature or 1.0 for request in requests]
-    if any(t != 1.0 for t in temperature):
-        # The largest logit becomes 0 first, lest a division by a tiny temperature overflow.
-        logits_nV = logits_nV - logits_nV.amax(dim=-1, keepdim=True)
-        logits_nV = logits_nV / _column(temperature, logits_nV).clamp(min=SMALLEST_TEMPERATURE)
-    logprobs_nV = torch.log_softmax(logits_nV, dim=-1)
+    temperature = [request.temperature for request in requests]
+    logprobs_nV = tempered_logprobs(logits_nV, temperature)
     cut = [i for i, request in enumerate(requests) if request.top_k != -1 or request.top_p < 1]
     if cut:
         logprobs_nV[cut] = _truncated(logprobs_nV[cut], [requests[i] for i in cut])
-    tokens_n = _invert(logprobs_nV, uniform_n)
-    greedy = [i for i, request in enumerate(requests) if request.temperature == 0]
-    if greedy:
-        tokens_n[greedy] = logprobs_nV[greedy].argmax(dim=-1)
-    chosen = logprobs_nV.gather(1, tokens_n[:, None])[:, 0].tolist()
-    if any(math.isnan(logprob) for logprob in chosen):
+    tokens_nk = draw(logprobs_nV, temperature, uniform_nk)
+    chosen_nk = logprobs_nV.gather(1, tokens_nk).cpu().numpy()
+    if np.isnan(chosen_nk).any():
         raise TinsmithError(
             "the model's logits must be finite, got NaN: the weights that are sampled from have "
             "diverged; go back to an earlier checkpoint and lower the learning rate"
         )
-    return tokens_n.tolist(), chosen
+    return Choice(tokens_nk.cpu().numpy(), chosen_nk, _top_of_rows(logprobs_nV, requests))
 
 
-def _invert(logprobs_nV: Tensor, uniform_n: Sequence[float]) -> Tensor:
+def tempered_logprobs(logits_nV: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """log softmax(logits / temperature) of each row; temperature 0 counts as 1."""
+    divisors = [temperature or 1.0 for temperature in temperatures]
+    if any(divisor != 1.0 for divisor in divisors):
+        # The largest logit becomes 0 first, lest a division by a tiny temperature overflow.
+        logits_nV = logits_nV - logits_nV.amax(dim=-1, keepdim=True)
+        logits_nV = logits_nV / _column(divisors, logits_nV).clamp(min=SMALLEST_TEMPERATURE)
+    return torch.log_softmax(logits_nV, dim=-1)
+
+
+def draw(logprobs_nV: Tensor, temperatures: Sequence[float], uniform_nk: np.ndarray) -> Tensor:
+    """Token ids [n, k] at `uniform_nk`; rows of temperature 0 take their likeliest token."""
     # In float64, since a float32 sum over a large vocabulary loses its last tokens.
     cumulated_nV = logprobs_nV.exp().to(torch.float64).cumsum(dim=-1)
     total_n1 = cumulated_nV[:, -1:]
     # u * total can round up to the total itself; a token with some probability is meant.
     below_n1 = torch.nextafter(total_n1, torch.zeros_like(total_n1))
-    threshold_n1 = torch.minimum(_column(uniform_n, total_n1) * total_n1, below_n1)
-    tokens_n = torch.searchsorted(cumulated_nV, threshold_n1, right=True)[:, 0]
-    return tokens_n.clamp(max=logprobs_nV.shape[1] - 1)  # a NaN is found behind the last token
+    uniform = torch.from_numpy(np.asarray(uniform_nk, np.float64)).to(total_n1.device)
+    tokens_nk = torch.searchsorted(
+        cumulated_nV, torch.minimum(uniform * total_n1, below_n1), right=True
+    )
+    tokens_nk = tokens_nk.clamp(max=logprobs_nV.shape[1] - 1)  # a NaN is found behind the last
+    greedy = [i for i, temperature in enumerate(temperatures) if temperature == 0]
+    if greedy:
+        tokens_nk[greedy] = logprobs_nV[greedy].argmax(dim=-1, keepdim=True)
+    return tokens_nk
+
+
+def top_logprobs(logprobs_NV: Tensor, k: int) -> TopLogprobs:
+    """The k likeliest tokens of each row; of equal ones the smaller id first. A token of
+    probability 0 leaves its cell empty."""
+    values_Nk, ids_Nk = logprobs_NV.topk(k, dim=-1)
+    ids_Nk, by_id = ids_Nk.sort(dim=-1)
+    values_Nk, by_value = values_Nk.gather(1, by_id).sort(dim=-1, descending=True, stable=True)
+    ids_Nk = ids_Nk.gather(1, by_value).masked_fill(values_Nk == -torch.inf, 0)
+    values_Nk = values_Nk.masked_fill(values_Nk == -torch.inf, EMPTY)
+    return TopLogprobs(ids_Nk.cpu().numpy().astype(np.int32), values_Nk.cpu().numpy())
+
+
+def _top_of_rows(
+    logprobs_nV: Tensor, requests: Sequence[SamplingRequest]
+) -> list[TopLogprobs | None]:
+    top: list[TopLogprobs | None] = [None] * len(requests)
+    rows = [i for i, request in enumerate(requests) if request.topk_sample_logprobs]
+    if rows:
+        widest = max(requests[i].topk_sample_logprobs for i in rows)
+        found = top_logprobs(logprobs_nV[rows], widest)
+        for i, ids, values in zip(rows, found.token_ids, found.logprobs, strict=True):
+            k = requests[i].topk_sample_logprobs
+            top[i] = TopLogprobs(ids[None, :k], values[None, :k])
+    return top
 
 
 def _truncated(logprobs_nV: Tensor, requests: Sequence[SamplingRequest]) -> Tensor:

@@ -56,6 +56,15 @@ class PromptKeysValues:
         self.layers[layer] = (key, value)
         return key, value
 
+    def only(self, row: int) -> "PromptKeysValues":
+        """A copy of one row."""
+        alone = PromptKeysValues()
+        alone.layers = {
+            layer: (keys[row : row + 1].clone(), values[row : row + 1].clone())
+            for layer, (keys, values) in self.layers.items()
+        }
+        return alone
+
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
     ) -> Tensor:
@@ -79,8 +88,11 @@ class PromptKeysValues:
 class RunningKeysValues:
     """Of the running rows: preallocated, row i of the batch in slot i, each at its own length."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, max_tokens: int) -> None:
+        """More than `max_tokens` (slots x capacity) are held only where the rows need them."""
         self._device = device
+        self._max_tokens = max_tokens
+        self._longest = 0
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._num_slots = 0
         self._capacity = 0
@@ -93,7 +105,8 @@ class RunningKeysValues:
 
     def admit(self, slots: Sequence[int], prompt: PromptKeysValues, row: int, length: int) -> None:
         """Copy one prefilled row into each of `slots`."""
-        self._grow(prompt, max(slots) + 1, length + 1)
+        self._longest = max(self._longest, length + 1)
+        self._grow(prompt, max(slots) + 1)
         where = torch.tensor(slots, device=self._device)
         for layer, (keys, values) in prompt.layers.items():
             mine_k, mine_v = self._layers[layer]
@@ -108,8 +121,8 @@ class RunningKeysValues:
 
     def begin_step(self, lengths: Sequence[int]) -> Tensor:
         """Prepare one decode step of rows with `lengths` tokens; returns positions [n, 1]."""
-        longest = round_up(max(lengths) + 1, LENGTH_STEP)
-        self._reserve(len(lengths), longest)
+        longest = self._longest = round_up(max(lengths) + 1, LENGTH_STEP)
+        self._reserve(len(lengths))
         self._view_length = longest
         self._lengths = torch.tensor(lengths, device=self._device)
         position = torch.arange(longest, device=self._device)
@@ -141,27 +154,31 @@ class RunningKeysValues:
         )
         return output.view(n, heads, 1, dim)
 
-    def _grow(self, prompt: PromptKeysValues, num_slots: int, capacity: int) -> None:
+    def _grow(self, prompt: PromptKeysValues, num_slots: int) -> None:
         if not self._layers:
             for layer, (keys, values) in prompt.layers.items():
                 shapes = [(0, t.shape[1], 0, t.shape[3]) for t in (keys, values)]
                 empty = [t.new_empty(s) for t, s in zip((keys, values), shapes, strict=True)]
                 self._layers[layer] = (empty[0], empty[1])
-        self._reserve(num_slots, capacity)
+        self._reserve(num_slots)
 
-    def _reserve(self, num_slots: int, capacity: int) -> None:
-        if num_slots <= self._num_slots and capacity <= self._capacity:
+    def _reserve(self, num_slots: int) -> None:
+        """Hold `num_slots` rows of the longest present length. Slots double, so that few copies are
+        made; where that is too much, what earlier rows needed is given back."""
+        need = round_up(self._longest, BLOCK)
+        if num_slots <= self._num_slots and need <= self._capacity:
             return
-        if num_slots > self._num_slots:
-            num_slots = max(num_slots, 2 * self._num_slots)
-        num_slots = max(num_slots, self._num_slots)
-        capacity = max(round_up(capacity, BLOCK), self._capacity)
+        slots, capacity = self._num_slots, max(need, self._capacity)
+        if num_slots > slots:
+            slots = max(num_slots, 2 * slots)
+        if slots * capacity > self._max_tokens:
+            slots, capacity = num_slots, need
         for layer, (keys, values) in self._layers.items():
             self._layers[layer] = (
-                _enlarged(keys, num_slots, capacity),
-                _enlarged(values, num_slots, capacity),
+                _resized(keys, slots, capacity),
+                _resized(values, slots, capacity),
             )
-        self._num_slots, self._capacity = num_slots, capacity
+        self._num_slots, self._capacity = slots, capacity
 
 
 def round_up(number: int, step: int) -> int:
@@ -169,8 +186,9 @@ def round_up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-def _enlarged(tensor: Tensor, num_slots: int, capacity: int) -> Tensor:
+def _resized(tensor: Tensor, num_slots: int, capacity: int) -> Tensor:
     # Zeros, not garbage: a masked position times a NaN would still be a NaN.
-    larger = tensor.new_zeros(num_slots, tensor.shape[1], capacity, tensor.shape[3])
-    larger[: tensor.shape[0], :, : tensor.shape[2]] = tensor
-    return larger
+    new = tensor.new_zeros(num_slots, tensor.shape[1], capacity, tensor.shape[3])
+    slots, length = min(num_slots, tensor.shape[0]), min(capacity, tensor.shape[2])
+    new[:slots, :, :length] = tensor[:slots, :, :length]
+    return new

@@ -9,7 +9,8 @@ import torch
 
 from tinsmith.backend.adapter import AdapterWeights, LoraSettings
 from tinsmith.backend.base_model import BaseModel
-from tinsmith.backend.sampling.batch import Job, SamplingBatch
+from tinsmith.backend.sampling.batch import SamplingBatch
+from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.sampling.replica import make_replica
 from tinsmith.files import new_directory
 

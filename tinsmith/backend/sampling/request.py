@@ -1,6 +1,6 @@
 """What is asked of the sampler, and what it answers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,11 +10,25 @@ from tinsmith.errors import TinsmithError
 
 MAX_SAMPLES = 4096
 DEFAULT_MAX_TOKENS = 256
+# Of one answer's top-k, target or alternative log-probabilities: 8 bytes each.
+MAX_CELLS = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class TargetTokens:
+    """Token ids to score in the prompt: `ids[c]` as the successor of prompt token `rows[c]`.
+
+    -1 is a cell that asks for nothing. `rows` ascends; `num_rows` is what its request said.
+    """
+
+    rows: np.ndarray
+    ids: np.ndarray
+    num_rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingRequest:
-    """Completions of one prompt; see `tinker.SamplingParams` for the fields.
+    """Completions of one prompt; see `tinker.SamplingParams` and `tinker.types.SampleRequest`.
 
     `stop_token_ids` end a completion and belong to it; so do the tokens that complete one of
     `stop_strings`. `temperature` 0 is greedy; `top_k` -1 and `top_p` 1 cut nothing off.
@@ -31,38 +45,14 @@ class SamplingRequest:
     stop_strings: tuple[str, ...] = ()
     wants_prompt_logprobs: bool = False
     prompt_logprobs_last_n: int | None = None
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+    target_tokens: TargetTokens | None = None
+    prompt_alt_tokens_k: int = 0
 
     def check(self, vocabulary_size: int, context_length: int) -> None:
         """Refuse what cannot be sampled, naming the field, the rule and the value."""
-        rules = (
-            (
-                "num_samples",
-                1 <= self.num_samples <= MAX_SAMPLES,
-                f"1 to {MAX_SAMPLES}",
-                self.num_samples,
-            ),
-            ("sampling_params.max_tokens", self.max_tokens >= 1, "at least 1", self.max_tokens),
-            (
-                "sampling_params.temperature",
-                0 <= self.temperature < float("inf"),
-                "0 or more and finite",
-                self.temperature,
-            ),
-            (
-                "sampling_params.top_k",
-                self.top_k == -1 or self.top_k >= 1,
-                "-1 (no limit) or at least 1",
-                self.top_k,
-            ),
-            (
-                "sampling_params.top_p",
-                0 < self.top_p <= 1,
-                "above 0 and at most 1",
-                self.top_p,
-            ),
-            ("prompt", bool(self.prompt), "at least one token", "none"),
-        )
-        for field, holds, rule, value in rules:
+        for field, holds, rule, value in self._rules(vocabulary_size):
             if not holds:
                 raise TinsmithError(f"{field} must be {rule}, got {value}")
         self._check_tokens(vocabulary_size)
@@ -78,6 +68,61 @@ class SamplingRequest:
                 f"prompt_logprobs_last_n must be 1 to {len(self.prompt) - 1} "
                 f"(prompt length - 1), got {last_n}"
             )
+        self._check_targets(vocabulary_size)
+        self._check_sizes()
+
+    def _rules(self, vocabulary_size: int) -> Iterator[tuple[str, bool, str, object]]:
+        """Field, whether its rule holds, the rule, the value."""
+        samples, params = self.num_samples, "sampling_params"
+        yield "num_samples", 1 <= samples <= MAX_SAMPLES, f"1 to {MAX_SAMPLES}", samples
+        yield f"{params}.max_tokens", self.max_tokens >= 1, "at least 1", self.max_tokens
+        is_finite = 0 <= self.temperature < float("inf")
+        yield f"{params}.temperature", is_finite, "0 or more and finite", self.temperature
+        is_limit = self.top_k == -1 or self.top_k >= 1
+        yield f"{params}.top_k", is_limit, "-1 (no limit) or at least 1", self.top_k
+        yield f"{params}.top_p", 0 < self.top_p <= 1, "above 0 and at most 1", self.top_p
+        yield "prompt", bool(self.prompt), "at least one token", "none"
+        for field in ("topk_prompt_logprobs", "topk_sample_logprobs"):
+            k = getattr(self, field)
+            rule = f"0 to {vocabulary_size} (the vocabulary's size)"
+            yield field, 0 <= k <= vocabulary_size, rule, k
+        k = self.prompt_alt_tokens_k
+        yield "prompt_alt_tokens_k", k >= 0, "0 or more", k
+
+    def _check_targets(self, vocabulary_size: int) -> None:
+        targets = self.target_tokens
+        if targets is None:
+            return
+        if targets.num_rows != len(self.prompt) - 1:
+            raise TinsmithError(
+                f"target_prompt_logprobs must have {len(self.prompt) - 1} rows "
+                f"(prompt length - 1), got {targets.num_rows}"
+            )
+        bad = targets.ids[(targets.ids < -1) | (targets.ids >= vocabulary_size)]
+        if len(bad):
+            raise TinsmithError(
+                f"target_prompt_logprobs: token ids must be 0 to {vocabulary_size - 1}, or -1 for "
+                f"a cell without one, got {bad[0]}"
+            )
+        if not (targets.ids >= 0).any():
+            raise TinsmithError("target_prompt_logprobs must name at least one token id, got none")
+
+    def _check_sizes(self) -> None:
+        length = len(self.prompt)
+        sizes = (
+            ("topk_prompt_logprobs", "prompt length x k", length * self.topk_prompt_logprobs),
+            (
+                "topk_sample_logprobs",
+                "num_samples x max_tokens x k",
+                self.num_samples * self.max_tokens * self.topk_sample_logprobs,
+            ),
+            ("prompt_alt_tokens_k", "prompt length x k", length * self.prompt_alt_tokens_k),
+        )
+        for field, what, size in sizes:
+            if size > MAX_CELLS:
+                raise TinsmithError(
+                    f"{field}: {what} must be at most {MAX_CELLS}, got {size}; ask for less at once"
+                )
 
     def _check_tokens(self, vocabulary_size: int) -> None:
         for field, tokens in (("prompt", self.prompt), ("stop", self.stop_token_ids)):
@@ -89,19 +134,47 @@ class SamplingRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class TopLogprobs:
+    """The k likeliest tokens of each position, likeliest first: ids and log-probabilities
+    [positions, k]. A cell without a token holds id 0 and EMPTY, as the wire has it."""
+
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+
+
+EMPTY = -99999.0
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One completion: its tokens with the stop token, and the log-probability of each under the
-    distribution it was drawn from (temperature and truncation applied; greedy: temperature 1)."""
+    distribution it was drawn from (temperature and truncation applied; greedy: temperature 1).
+    `top` is of that same distribution."""
 
     tokens: Sequence[int]
     logprobs: Sequence[float]
     stop_reason: Literal["stop", "length"]
+    top: TopLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScores:
+    """What the prefill says of the prompt, at temperature 1; None for what was not asked for.
+
+    `logprobs` [T] and `top` [T, k] are of each prompt token, NaN or EMPTY where not scored (always
+    position 0). `targets` is of each cell of the request, 0 where that is -1. `alternatives` are
+    token ids and log-probabilities [T - 1, k] of draws in place of prompt tokens 1 to T - 1.
+    """
+
+    logprobs: np.ndarray | None = None
+    top: TopLogprobs | None = None
+    targets: np.ndarray | None = None
+    alternatives: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingResult:
-    """Completions in order of their sample index; prompt log-probabilities [len(prompt)] with
-    NaN where there is none (position 0, and positions that were not asked for)."""
+    """Completions in order of their sample index, and what was asked of the prompt."""
 
     sequences: list[Completion]
-    prompt_logprobs: np.ndarray | None
+    prompt: PromptScores
