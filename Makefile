@@ -1,18 +1,20 @@
 # make run | test | check | bench: everything they need is installed into .venv first, once.
+# make cookbook: the tinker-cookbook in .venvs/cookbook, an environment of its own (docs/cookbook.md).
 
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 CODE := tinsmith scripts tests benchmarks
+COOKBOOK := .venvs/cookbook
 
-.PHONY: run test check bench
+.PHONY: run test check bench cookbook
 .DELETE_ON_ERROR:
 
 run: $(VENV)/engine.stamp
 	snakemake --cores all
 	@echo "The report: results/report.html"
 
-test: $(VENV)/test.stamp .venvs/sdk.stamp
+test: $(VENV)/test.stamp .venvs/sdk.stamp $(COOKBOOK)/stamp
 	pytest
 
 check: $(VENV)/test.stamp
@@ -22,6 +24,8 @@ check: $(VENV)/test.stamp
 	snakefmt --check Snakefile rules
 	snakemake --lint
 	pytest tests/unit/test_import_directions.py
+
+cookbook: $(VENV)/engine.stamp $(COOKBOOK)/stamp
 
 bench: $(VENV)/engine.stamp
 	python -m benchmarks.sampling
@@ -38,6 +42,11 @@ $(VENV)/test.stamp: envs/test.txt $(VENV)/engine.stamp
 
 .venvs/sdk.stamp: envs/sdk.txt $(VENV)/engine.stamp
 	python -m tests.compatibility.environments
+	touch $@
+
+$(COOKBOOK)/stamp: envs/cookbook.txt | $(BIN)/python
+	$(BIN)/python -m venv $(COOKBOOK)
+	envs/install.sh $(COOKBOOK)/bin/python envs/cookbook.txt
 	touch $@
 
 $(BIN)/python:

@@ -1,9 +1,17 @@
 """Tiny random models on the disk, complete enough for any Hugging Face or Tinker program."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 CONTEXT_LENGTH = 512
+VOCABULARY_SIZE = 400
+INITIALIZER_RANGE = 0.15
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -15,7 +23,14 @@ CORPUS = [
 ]  # fmt: skip
 
 
-def make_model(directory: Path, architecture: str) -> Path:
+def make_model(
+    directory: Path,
+    architecture: str,
+    *,
+    tokenizer: "PreTrainedTokenizerFast | None" = None,
+    context_length: int = CONTEXT_LENGTH,
+    initializer_range: float = INITIALIZER_RANGE,
+) -> Path:
     """Write a random `qwen3` (tied embeddings, query and key norms) or `llama` model.
 
     Its generation config asks for nearly greedy sampling, which nobody who serves it may heed.
@@ -23,14 +38,14 @@ def make_model(directory: Path, architecture: str) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    tokenizer = make_tokenizer()
+    tokenizer = tokenizer or make_tokenizer()
     tokenizer.save_pretrained(directory)
     sizes = {
         "vocab_size": len(tokenizer),
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "max_position_embeddings": CONTEXT_LENGTH,
-        "initializer_range": 0.15,
+        "max_position_embeddings": context_length,
+        "initializer_range": initializer_range,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
     }
@@ -53,8 +68,17 @@ def make_model(directory: Path, architecture: str) -> Path:
     return directory
 
 
-def make_tokenizer():
-    """A byte-level BPE of 400 tokens trained on the corpus, with a ChatML template."""
+def make_tokenizer(
+    corpus: Sequence[str] = CORPUS,
+    *,
+    size: int = VOCABULARY_SIZE,
+    special_tokens: Sequence[str] = SPECIAL_TOKENS,
+    end: str = "<|im_end|>",
+) -> "PreTrainedTokenizerFast":
+    """A byte-level BPE trained on the corpus, with a ChatML template.
+
+    `end` closes a turn; the first special token pads.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -62,14 +86,14 @@ def make_tokenizer():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=size,
         show_progress=False,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        special_tokens=list(special_tokens),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        tokenizer_object=tokenizer, eos_token=end, pad_token=special_tokens[0]
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
