@@ -104,9 +104,9 @@ def _wikitext(i: int) -> Row:
 
 
 DATASETS: Mapping[str, Mapping[str, Splits]] = {
-    "HuggingFaceH4/no_robots": {"default": {"train": _times(64, _chat), "test": _times(8, _chat)}},
+    "HuggingFaceH4/no_robots": {"default": {"train": _times(384, _chat), "test": _times(8, _chat)}},
     "allenai/tulu-3-sft-mixture": {"default": {"train": _times(HELD_OUT + 64, _chat)}},
-    "openai/gsm8k": {"main": {"train": _times(64, _gsm8k), "test": _times(8, _gsm8k)}},
+    "openai/gsm8k": {"main": {"train": _times(256, _gsm8k), "test": _times(8, _gsm8k)}},
     "HuggingFaceH4/MATH-500": {"default": {"test": _times(8, _test_math)}},
     "EleutherAI/hendrycks_math": {
         "algebra": {"train": _times(32, _math), "test": _times(8, _math)}
