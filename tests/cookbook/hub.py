@@ -21,10 +21,10 @@ LLAMA_TOKENS = (
     "<|finetune_right_pad_id|>", "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>",
     "<|end_header_id|>", "<|eot_id|>",
 )  # fmt: skip
-# The last two are small Qwen3 models like the first: recipes exist that name them and no other.
+# The last three are small Qwen3 models like the first: recipes exist that name them and no other.
 QWEN_MODELS = (
     "Qwen/Qwen3-8B", "Qwen/Qwen3-8B-Base", "Qwen/Qwen3-4B-Instruct-2507", "Qwen/Qwen3.5-4B",
-    "Qwen/Qwen3.6-35B-A3B",
+    "Qwen/Qwen3.5-9B", "Qwen/Qwen3.6-35B-A3B",
 )  # fmt: skip
 LLAMA_MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 VOCABULARY_SIZE = 512
