@@ -1,7 +1,6 @@
 """The command `tinsmith`: serve a local backend, or run a program against one."""
 
 import argparse
-import logging
 import os
 import secrets
 import shutil
@@ -26,7 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         at = words.index("--")
         words, command = words[:at], words[at + 1 :]
     arguments = _parser().parse_args(words)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         if arguments.command == "serve":
             _serve(arguments)
@@ -79,6 +77,9 @@ def _add_server_options(parser: argparse.ArgumentParser, default_port: int) -> N
     add("--lora-alpha", type=float, default=32.0, help="scale of adapters (default: 32)")
     add("--token-budget", type=_token_budget, default="auto", metavar="N",
         help="tokens of one micro-batch or prefill; bounds memory (default: auto)")  # fmt: skip
+    add("--log-format", default="text", choices=["text", "json"], help="default: text")
+    add("--log-level", default="info", choices=["debug", "info", "warning", "error"],
+        help="debug logs every request, info those refused (default: info)")  # fmt: skip
     add("--threads", type=int, help="CPU threads of one operation (default: torch's own)")
 
 
@@ -116,6 +117,8 @@ def _serve(arguments: argparse.Namespace) -> None:
         lora_alpha=arguments.lora_alpha,
         token_budget=None if arguments.token_budget == "auto" else arguments.token_budget,
         threads=arguments.threads,
+        log_format=arguments.log_format,
+        log_level=arguments.log_level,
     )
     if arguments.stop_with_stdin:
         threading.Thread(target=_stop_with_stdin, daemon=True).start()
@@ -147,6 +150,10 @@ def _api_key(given: str | None) -> tuple[str, bool]:
         raise TinsmithError(
             "--api-key must start with 'tml-', since the tinker SDK refuses other keys"
         )
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise TinsmithError(
+            "--api-key must be printable ASCII without spaces: it is sent in a header"
+        )
     return key, False
 
 
@@ -168,6 +175,7 @@ def _run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     options = [f"--{name}={getattr(arguments, name)}" for name in ("host", "port", "device")]
     options += [f"--dtype={arguments.dtype}", f"--lora-alpha={arguments.lora_alpha}"]
     options += [f"--token-budget={arguments.token_budget}", f"--store={arguments.store}"]
+    options += [f"--log-format={arguments.log_format}", f"--log-level={arguments.log_level}"]
     if arguments.threads is not None:
         options.append(f"--threads={arguments.threads}")
     models = parse_models(arguments.model)

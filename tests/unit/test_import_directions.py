@@ -18,6 +18,8 @@ PLACES = {
     "fastapi": ("backend/",),
     "uvicorn": ("backend/",),
     "starlette": ("backend/",),
+    "prometheus_client": ("backend/metrics.py", "backend/health.py"),
+    "structlog": ("backend/",),
     "matplotlib": ("report/",),
     "jinja2": ("report/", "chat.py"),
     "networkx": ("report/",),

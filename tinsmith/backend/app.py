@@ -1,7 +1,5 @@
 """The HTTP face of the server: routes of the Tinker API, and nothing that computes."""
 
-import secrets
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -9,12 +7,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from structlog.contextvars import bind_contextvars
 
 from tinsmith.backend import routes
 from tinsmith.backend.core import Busy, Core, Gone, NotFound
+from tinsmith.backend.gate import Gate, error_response
 from tinsmith.errors import TinsmithError
 
-PUBLIC_PATHS = ("/api/v1/healthz", "/files/")
 # Of one request that are told: each number of a tensor may be wrong.
 MAX_FAULTS = 5
 STATUS = {NotFound: 404, Gone: 410, Busy: 429}  # every other mistake of a client is a 400
@@ -27,30 +26,13 @@ def make_app(core: Core, api_key: str) -> FastAPI:
     app.add_exception_handler(TinsmithError, _refuse)
     app.add_exception_handler(RequestValidationError, partial(_refuse_invalid, core))
     app.add_exception_handler(HTTPException, _refuse_unknown)
-
-    @app.middleware("http")
-    async def demand_api_key(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        given = request.headers.get("x-api-key", "")
-        is_public = request.url.path.startswith(PUBLIC_PATHS)
-        if is_public or secrets.compare_digest(given.encode(), api_key.encode()):
-            return await call_next(request)
-        return _error(
-            401, "the API key is missing or wrong; set TINKER_API_KEY to the key of this server"
-        )
-
+    app.add_middleware(Gate, api_key=api_key, metrics=core.metrics)
     return app
-
-
-def _error(status: int, message: str) -> JSONResponse:
-    # Always with a body: the SDK retries an empty 400 as a proxy's hiccup.
-    return JSONResponse({"error": message, "detail": message}, status_code=status)
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 400)
-    return _error(status, str(error))
+    return error_response(status, str(error))
 
 
 async def _refuse_invalid(core: Core, request: Request, error: Exception) -> Response:
@@ -58,9 +40,10 @@ async def _refuse_invalid(core: Core, request: Request, error: Exception) -> Res
     message = f"{request.url.path}: " + "; ".join(map(_describe, error.errors()[:MAX_FAULTS]))
     match error.body:
         case {"model_id": str(model_id), "seq_id": int(seq_id)} if core.sequencer.is_open(model_id):
+            bind_contextvars(request_id=f"{model_id}:{seq_id}")
             promise = core.sequencer.refuse(model_id, seq_id, message)
             return JSONResponse({"request_id": promise.request_id, "model_id": model_id})
-    return _error(422, message)
+    return error_response(422, message)
 
 
 def _describe(fault: dict[str, Any]) -> str:
@@ -75,8 +58,8 @@ def _describe(fault: dict[str, Any]) -> str:
 async def _refuse_unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code in (404, 405):
-        return _error(
+        return error_response(
             error.status_code,
             f"{request.method} {request.url.path} is not offered by this Tinsmith server",
         )
-    return _error(error.status_code, str(error.detail))
+    return error_response(error.status_code, str(error.detail))

@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from structlog.contextvars import bind_contextvars
+
 from tinsmith.backend.base_model import BaseModel
 from tinsmith.backend.engine import Engine
 from tinsmith.backend.futures import Promises
+from tinsmith.backend.metrics import Metrics
 from tinsmith.backend.records import Checkpoint, Run
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.backend.sequencer import Sequencer
@@ -40,6 +43,7 @@ class Core:
     token_budget: int
     promises: Promises
     sequencer: Sequencer
+    metrics: Metrics
 
     def base(self, name: str) -> BaseModel:
         """The base model served under a name."""
@@ -65,6 +69,7 @@ class Core:
 
     def require_session(self, session_id: str) -> None:
         """Refuse what a client asks in the name of a session that is not there or has ended."""
+        bind_contextvars(session_id=session_id)
         session = self.store.sessions.find(session_id)
         if session is None:
             raise NotFound(f"session {session_id!r} does not exist; create one first")

@@ -1,18 +1,20 @@
 """The one thread that computes: training operations and sampling steps take turns."""
 
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
+import structlog
+
 from tinsmith.backend.futures import Failure, Promise, Result
+from tinsmith.backend.metrics import Metrics
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.errors import TinsmithError
 
 # Sampling alone for long does not entitle operations to more than this in one go.
 MAX_CREDIT_S = 1.0
-log = logging.getLogger(__name__)
+log = structlog.stdlib.get_logger(__name__)
 
 
 class Engine:
@@ -23,12 +25,18 @@ class Engine:
     during a sampling step join the batch before the next.
     """
 
-    def __init__(self, sampler: SamplerPool) -> None:
+    def __init__(
+        self, sampler: SamplerPool, metrics: Metrics, on_death: Callable[[BaseException], None]
+    ) -> None:
+        """`on_death` is called on the engine's thread if that ends by an error, once."""
         self._sampler = sampler
-        self._operations: deque[tuple[Callable[[], Result | None], Promise]] = deque()
+        self._metrics = metrics
+        self._on_death = on_death
+        self.death: BaseException | None = None
+        self._operations: deque[tuple[str, Callable[[], Result | None], Promise]] = deque()
         self._changed = threading.Condition()
         self._is_stopping = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -40,11 +48,31 @@ class Engine:
             self._changed.notify()
         self._thread.join()
 
-    def submit(self, operation: Callable[[], Result | None], promise: Promise) -> None:
-        """Queue an operation. It returns the promise's result, or None to resolve it later."""
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def num_queued(self) -> int:
+        """Operations that wait for their turn."""
+        return len(self._operations)
+
+    def submit(self, name: str, operation: Callable[[], Result | None], promise: Promise) -> None:
+        """Queue an operation. It returns the promise's result, or None to resolve it later.
+
+        `name` says in metrics and log what it is.
+        """
         with self._changed:
-            self._operations.append((operation, promise))
+            self._operations.append((name, operation, promise))
             self._changed.notify()
+
+    def _live(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:  # nothing computes any more, which nobody must wait out
+            self.death = error
+            log.critical("the engine has stopped", exc_info=error)
+            self._on_death(error)
 
     def _run(self) -> None:
         lead_s = 0.0  # by which operations are ahead of sampling
@@ -59,26 +87,31 @@ class Engine:
             start = time.monotonic()
             if next_up is not None:
                 _execute(*next_up)
-                lead_s += time.monotonic() - start
+                took_s = time.monotonic() - start
+                self._metrics.operation_s.labels(next_up[0]).observe(took_s)
+                lead_s += took_s
             elif not self._sampler.is_idle:
-                self._sampler.step()
-                lead_s = max(lead_s - (time.monotonic() - start), -MAX_CREDIT_S)
+                self._metrics.sampled_tokens.inc(self._sampler.step())
+                took_s = time.monotonic() - start
+                self._metrics.sampling_step_s.observe(took_s)
+                lead_s = max(lead_s - took_s, -MAX_CREDIT_S)
             if self._sampler.is_idle:
                 lead_s = 0.0
 
 
-def _execute(operation: Callable[[], Result | None], promise: Promise) -> None:
+def _execute(name: str, operation: Callable[[], Result | None], promise: Promise) -> None:
     try:
         result = operation()
     except Exception as error:  # whatever goes wrong belongs to this request alone
-        result = failure(error)
+        result = failure(name, error, promise.request_id)
     if result is not None:
         promise.resolve(result)
 
 
-def failure(error: BaseException) -> Failure:
+def failure(name: str, error: BaseException, request_id: str) -> Failure:
     """What a client is told of an error: its own mistakes in full, ours with their kind."""
     if isinstance(error, TinsmithError):
+        log.info("operation refused", operation=name, request_id=request_id, cause=str(error))
         return Failure(str(error), "user")
-    log.error("request failed", exc_info=error)
+    log.error("operation failed", operation=name, request_id=request_id, exc_info=error)
     return Failure(f"internal error, {type(error).__name__}: {error}", "server")

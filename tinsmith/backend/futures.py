@@ -40,7 +40,8 @@ class Promise:
         self._future: asyncio.Future[Result] = loop.create_future()
 
     def resolve(self, result: Result) -> None:
-        self._loop.call_soon_threadsafe(self._set, result)
+        if not self._loop.is_closed():  # a server that has stopped answers nobody
+            self._loop.call_soon_threadsafe(self._set, result)
 
     @property
     def is_done(self) -> bool:
@@ -64,6 +65,7 @@ class Promises:
         self._promises: OrderedDict[str, Promise] = OrderedDict()
         self._fetched: OrderedDict[str, int] = OrderedDict()  # request id -> size in bytes
         self._fetched_bytes = 0
+        self._closed: Failure | None = None
 
     def get(self, request_id: str) -> Promise | None:
         return self._promises.get(request_id)
@@ -72,6 +74,8 @@ class Promises:
         """A new promise; to be called on the event loop."""
         promise = Promise(request_id, asyncio.get_running_loop())
         self._promises[request_id] = promise
+        if self._closed is not None:
+            promise.resolve(self._closed)
         self._drop_oldest_answered()
         return promise
 
@@ -86,11 +90,12 @@ class Promises:
             self._fetched_bytes -= size_bytes
             self._promises.pop(oldest, None)
 
-    def fail_pending(self, failure: Failure) -> None:
-        """Answer everything that is still open, since nobody will."""
-        for promise in self._promises.values():
-            if not promise.is_done:
-                promise.resolve(failure)
+    def close(self, failure: Failure) -> None:
+        """Answer everything that is open, and all that is still to come, since nobody else will;
+        may be called from any thread."""
+        self._closed = failure
+        for promise in list(self._promises.values()):
+            promise.resolve(failure)
 
     def _drop_oldest_answered(self) -> None:
         while len(self._promises) > MAX_KEPT:

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from google.protobuf.message import DecodeError
+from structlog.contextvars import bind_contextvars
 from tinker.proto import tinker_public_pb2 as pb
 
 from tinsmith.backend import requests as wire
@@ -12,6 +13,7 @@ from tinsmith.backend.checkpoint_routes import add_checkpoint_routes, add_run_ro
 from tinsmith.backend.core import Core, NotFound
 from tinsmith.backend.download_routes import add_download_routes
 from tinsmith.backend.futures import Failure, JsonResult, Promise
+from tinsmith.backend.health import add_health_routes
 from tinsmith.backend.json_datums import forward_backward_message, forward_message
 from tinsmith.backend.refused_routes import add_refused_routes
 from tinsmith.backend.samplers import Samplers
@@ -49,15 +51,12 @@ def make_router(core: Core) -> APIRouter:
     add_checkpoint_routes(api, core)
     add_download_routes(api, router, core)
     add_refused_routes(api)
+    add_health_routes(router, core, training)
     router.include_router(api)
     return router
 
 
 def _add_client_routes(api: APIRouter, core: Core) -> None:
-    @api.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
     @api.post("/client/config")
     async def client_config(_: wire.ClientConfigRequest) -> dict[str, Any]:
         return CLIENT_CONFIG
@@ -95,6 +94,7 @@ def _add_training_routes(api: APIRouter, core: Core, training: Training, saving:
 
     @api.post("/get_info")
     async def get_info(request: wire.ModelRequest) -> dict[str, Any]:
+        bind_contextvars(model_id=request.model_id)
         run = core.store.run(request.model_id)
         if run is None:
             raise NotFound(f"model {request.model_id!r} does not exist")
@@ -169,6 +169,7 @@ def _add_sampling_routes(api: APIRouter, samplers: Samplers) -> None:
 def _add_future_route(api: APIRouter, core: Core) -> None:
     @api.post("/retrieve_future")
     async def retrieve_future(body: wire.RetrieveFutureRequest, request: Request) -> Response:
+        bind_contextvars(request_id=body.request_id)
         promise = core.promises.get(body.request_id)
         if promise is None:
             return _forgotten(core, body.request_id, request.headers.get("x-tinker-request-type"))
@@ -185,6 +186,8 @@ def _add_future_route(api: APIRouter, core: Core) -> None:
 
 
 def _pending(promise: Promise, model_id: str | None = None) -> dict[str, Any]:
+    # Begins with the ids of session and model; what goes wrong later is logged under it as well.
+    bind_contextvars(request_id=promise.request_id)
     answer: dict[str, Any] = {"request_id": promise.request_id}
     return answer if model_id is None else answer | {"model_id": model_id}
 

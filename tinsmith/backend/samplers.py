@@ -65,7 +65,7 @@ class Samplers:
         if (earlier := self._core.promises.get(request_id)) is not None:
             return earlier
         promise = self._core.promises.create(request_id)
-        self._core.engine.submit(lambda: self._start(request, found, promise), promise)
+        self._core.engine.submit("sample", lambda: self._start(request, found, promise), promise)
         return promise
 
     def _start(self, request: SampleRequest, sampler: Sampler, promise: Promise) -> None:
@@ -74,7 +74,7 @@ class Samplers:
         job = Job(
             sampling,
             deliver=lambda result: promise.resolve(ProtoResult(sample_response(request, result))),
-            fail=lambda error: promise.resolve(failure(error)),
+            fail=lambda error: promise.resolve(failure("sample", error, promise.request_id)),
         )
         self._core.pool.add(request.sampling_session_id, job)
 

@@ -40,7 +40,7 @@ class Saving:
             )
             return JsonResult({"path": checkpoint.path, "type": "save_weights"})
 
-        return self._training.submit(request.model_id, request.seq_id, run)
+        return self._training.submit("save_weights", request.model_id, request.seq_id, run)
 
     def for_sampler(self, request: SaveWeightsForSamplerRequest) -> Promise:
         """Weights to sample from: under a name, or for a sampling client that is being made."""
@@ -68,7 +68,9 @@ class Saving:
                 {"sampling_session_id": sampler_id, "type": "save_weights_for_sampler"}
             )
 
-        return self._training.submit(request.model_id, request.seq_id, run)
+        return self._training.submit(
+            "save_weights_for_sampler", request.model_id, request.seq_id, run
+        )
 
     def external(self, request: SaveWeightsExternalRequest) -> Promise:
         """Weights as a PEFT adapter, to be downloaded; encrypted, where that is asked."""
@@ -79,7 +81,7 @@ class Saving:
             path, size = self._save(request, "external_weights", request.path, trainer, recipients)
             return JsonResult({"path": path, "size_bytes": size, "type": "save_weights_external"})
 
-        return self._training.submit(request.model_id, request.seq_id, run)
+        return self._training.submit("save_weights_external", request.model_id, request.seq_id, run)
 
     def _save(
         self,

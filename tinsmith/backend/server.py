@@ -1,6 +1,5 @@
 """A server's life: load the models, listen, say so, stop cleanly."""
 
-import logging
 import os
 import shutil
 import signal
@@ -22,6 +21,8 @@ from tinsmith.backend.check import check_model
 from tinsmith.backend.core import Core
 from tinsmith.backend.engine import Engine
 from tinsmith.backend.futures import Failure, Promises
+from tinsmith.backend.logs import configure_logs
+from tinsmith.backend.metrics import Metrics
 from tinsmith.backend.sampling.pool import SamplerPool, Snapshots
 from tinsmith.backend.sequencer import Sequencer
 from tinsmith.backend.settings import ServerSettings
@@ -34,7 +35,6 @@ TOKEN_BUDGET = {"cpu": 1024, "cuda": 4096}
 SHUTDOWN_S = 3
 BACKLOG = 2048
 HOST = socket.gethostname()
-log = logging.getLogger(__name__)
 
 
 def serve(settings: ServerSettings) -> None:
@@ -42,14 +42,16 @@ def serve(settings: ServerSettings) -> None:
     port in use is said at once."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)  # uvicorn raises the signal again when it has shut down
+    configure_logs(settings.log_format, settings.log_level, settings.api_key)
     with _listening_socket(settings) as listener:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        with _core(settings) as core:
+        with running_core(settings) as core:
             host, port = listener.getsockname()[:2]
             app = make_app(core, settings.api_key)
             config = uvicorn.Config(
                 app,
+                log_config=None,
                 log_level="warning",
                 access_log=False,
                 ws="none",
@@ -66,7 +68,8 @@ def _exit(number: int, _: object) -> NoReturn:
 
 
 @contextmanager
-def _core(settings: ServerSettings) -> Iterator[Core]:
+def running_core(settings: ServerSettings) -> Iterator[Core]:
+    """Everything of a server but its HTTP face, at work as long as the block."""
     # In a thread that ends: OpenMP counts the helpers of every thread that ever computed, and once
     # they outnumber the cores it puts them to sleep after each operation, at twice the time.
     with ThreadPoolExecutor(1) as loader:
@@ -77,10 +80,10 @@ def _core(settings: ServerSettings) -> Iterator[Core]:
     device = next(iter(bases.values())).device
     token_budget = settings.token_budget or TOKEN_BUDGET[device.type]
     pool = SamplerPool(snapshots, token_budget)
-    engine = Engine(pool)
+    promises, metrics = Promises(), Metrics()
+    engine = Engine(pool, metrics, lambda error: promises.close(_engine_stopped(error)))
     engine.start()
     try:
-        promises = Promises()
         yield Core(
             bases=bases,
             store=store,
@@ -90,11 +93,20 @@ def _core(settings: ServerSettings) -> Iterator[Core]:
             token_budget=token_budget,
             promises=promises,
             sequencer=Sequencer(promises),
+            metrics=metrics,
         )
     finally:
         engine.stop()
         snapshots.remove_all()
         store.close()
+
+
+def _engine_stopped(error: BaseException) -> Failure:
+    return Failure(
+        f"the server's engine has stopped, {type(error).__name__}: {error}; restart the server and "
+        "go on from a checkpoint with create_training_client_from_state_with_optimizer",
+        "server",
+    )
 
 
 def _load(settings: ServerSettings) -> dict[str, BaseModel]:
@@ -143,5 +155,5 @@ class _Server(uvicorn.Server):
             print(self._announcement, file=sys.stdout, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._promises.fail_pending(Failure("the server was stopped", "server"))
+        self._promises.close(Failure("the server was stopped", "server"))
         await super().shutdown(sockets)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
+from structlog.contextvars import bind_contextvars
 
 from tinsmith.backend import requests as wire
 from tinsmith.backend.core import Core, NotFound
@@ -36,6 +37,7 @@ def add_session_routes(api: APIRouter, core: Core, training: Training, samplers:
         session_id = uuid.uuid4().hex
         core.store.sessions.add(session_id, request.model_dump(exclude={"type"}))
         heard[session_id] = time.monotonic()
+        bind_contextvars(session_id=session_id)
         return {
             "type": "create_session",
             "session_id": session_id,
@@ -44,6 +46,7 @@ def add_session_routes(api: APIRouter, core: Core, training: Training, samplers:
 
     @api.post("/session_heartbeat")
     async def session_heartbeat(request: wire.SessionRequest) -> Response:
+        bind_contextvars(session_id=request.session_id)
         session = core.store.sessions.find(request.session_id)
         if session is None or session.ended is not None:
             what = "does not exist" if session is None else "has ended"
@@ -62,7 +65,7 @@ def add_session_routes(api: APIRouter, core: Core, training: Training, samplers:
             samplers.free(session_id)
             return JsonResult({})
 
-        core.engine.submit(free, core.promises.create(f"{session_id}:finish"))
+        core.engine.submit("free", free, core.promises.create(f"{session_id}:finish"))
         return {}
 
     _add_session_listing(api, core, samplers, heard)
@@ -105,6 +108,7 @@ def _add_session_listing(
 
 
 def _known(core: Core, session_id: str) -> Session:
+    bind_contextvars(session_id=session_id)
     session = core.store.sessions.find(session_id)
     if session is None:
         raise NotFound(f"session {session_id!r} does not exist in {core.store.directory}")

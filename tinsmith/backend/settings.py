@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +25,5 @@ class ServerSettings:
     lora_alpha: float = 32.0
     token_budget: int | None = None
     threads: int | None = None
+    log_format: Literal["text", "json"] = "text"
+    log_level: str = "info"

@@ -100,7 +100,7 @@ class Training:
                 {"model_id": request.model_id, "path": request.path, "type": "load_weights"}
             )
 
-        return self.submit(request.model_id, request.seq_id, run)
+        return self.submit("load_weights", request.model_id, request.seq_id, run)
 
     def forward_backward(self, request: pb.ForwardBackwardRequest) -> Promise:
         """Score data; unless it is forward only, accumulate the gradient."""
@@ -109,9 +109,12 @@ class Training:
             base = trainer.base
             data = decode_datums(request, base.vocabulary_size, base.context_length)
             result = trainer.forward_backward(data, request.loss_fn, request.forward_only)
+            if not request.forward_only:
+                self._core.metrics.trained_tokens.inc(sum(len(datum.tokens) for datum in data))
             return ProtoResult(forward_backward_output(result))
 
-        return self.submit(request.model_id, request.seq_id, run)
+        name = "forward" if request.forward_only else "forward_backward"
+        return self.submit(name, request.model_id, request.seq_id, run)
 
     def optim_step(self, request: OptimStepRequest) -> Promise:
         """One AdamW step on the accumulated gradient."""
@@ -120,9 +123,11 @@ class Training:
         def run(trainer: Trainer) -> Result:
             return JsonResult({"metrics": trainer.optim_step(params), "type": "optim_step"})
 
-        return self.submit(request.model_id, request.seq_id, run)
+        return self.submit("optim_step", request.model_id, request.seq_id, run)
 
-    def submit(self, model_id: str, seq_id: int, run: Callable[[Trainer], Result]) -> Promise:
+    def submit(
+        self, name: str, model_id: str, seq_id: int, run: Callable[[Trainer], Result]
+    ) -> Promise:
         """Queue an operation on a model, in the order of `seq_id`."""
         if not self._core.sequencer.is_open(model_id):
             raise self._core.lost_model(model_id)
@@ -135,8 +140,13 @@ class Training:
             return run(trainer)
 
         return self._core.sequencer.submit(
-            model_id, seq_id, lambda promise: self._core.engine.submit(operation, promise)
+            model_id, seq_id, lambda promise: self._core.engine.submit(name, operation, promise)
         )
+
+    @property
+    def num_models(self) -> int:
+        """Models in memory; may be read from any thread."""
+        return len(self._trainers)
 
     def free(self, session_id: str) -> None:
         """Drop a session's models from memory; their checkpoints stay."""
@@ -168,5 +178,5 @@ class Training:
 
         self._core.sequencer.open(model_id)
         promise = self._core.promises.create(f"{model_id}:0")
-        self._core.engine.submit(operation, promise)
+        self._core.engine.submit(answer["type"], operation, promise)
         return promise

@@ -60,6 +60,14 @@ class SamplingBatch:
     def is_idle(self) -> bool:
         return not self._waiting and not self._rows
 
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._rows)
+
     @torch.inference_mode()
     def step(self) -> int:
         """Go on by one token per running row; returns how many tokens were sampled."""

@@ -31,6 +31,14 @@ class Snapshots:
         self._in_memory: OrderedDict[str, AdapterWeights | None] = OrderedDict()
         self._on_disk: dict[str, LoraSettings] = {}
 
+    @property
+    def num_in_memory(self) -> int:
+        return len(self._in_memory)
+
+    @property
+    def num_on_disk(self) -> int:
+        return len(self._on_disk)
+
     def __contains__(self, snapshot_id: str) -> bool:
         return snapshot_id in self._bases
 
@@ -88,6 +96,16 @@ class SamplerPool:
     def is_idle(self) -> bool:
         return all(batch.is_idle for batch in self._batches.values())
 
+    @property
+    def num_waiting(self) -> int:
+        """Sample requests that no step has taken up yet; may be read from any thread."""
+        return sum(batch.num_waiting for batch in list(self._batches.values()))
+
+    @property
+    def num_running(self) -> int:
+        """Completions that are under way; may be read from any thread."""
+        return sum(batch.num_running for batch in list(self._batches.values()))
+
     def add(self, snapshot_id: str, job: Job) -> None:
         """Queue a request on a snapshot."""
         if snapshot_id not in self._batches:
@@ -99,13 +117,18 @@ class SamplerPool:
         self._batches[snapshot_id].add(job)
         self._evict()
 
-    def step(self) -> None:
-        """One step of every batch that has work; an error fails that batch's requests."""
+    def step(self) -> int:
+        """One step of every batch that has work; an error fails that batch's requests.
+
+        Returns how many tokens were sampled.
+        """
+        sampled = 0
         for batch in [batch for batch in self._batches.values() if not batch.is_idle]:
             try:
-                batch.step()
+                sampled += batch.step()
             except Exception as error:  # the requests of one batch must not take the server down
                 batch.fail_all(error)
+        return sampled
 
     def forget(self, snapshot_id: str) -> None:
         """Drop a snapshot whose client is gone."""
