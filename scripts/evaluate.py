@@ -18,7 +18,7 @@ from tinsmith.paradigms import make_paradigm
 from tinsmith.problems import read_problems
 from tinsmith.rollouts import Sampler
 from tinsmith.serving import connect
-from tinsmith.tasks import make_task
+from tinsmith.tasks import make_task, try_problems
 
 
 def main() -> None:
@@ -47,6 +47,7 @@ def _sample(args: argparse.Namespace, settings: EvaluateSettings) -> list[Row]:
     task = make_task(settings.task, Chat.load(args.model))
     paradigm = make_paradigm(settings.paradigm)
     problems = read_problems(args.heldout)
+    try_problems(task, problems[: evaluation.num_problems])
     server_log = args.log.with_suffix(".server.log")
     with (
         connect(backend, args.model, settings.model_name, server_log) as service,

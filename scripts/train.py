@@ -31,7 +31,7 @@ from tinsmith.progress import Progress, fingerprint, is_save_due, read_progress,
 from tinsmith.serving import connect
 from tinsmith.stages import STAGES, StageContext
 from tinsmith.step_files import read_steps, write_metrics, write_step
-from tinsmith.tasks import make_task
+from tinsmith.tasks import make_task, try_problems
 from tinsmith.transcript import write_transcript
 from tinsmith.types import StepRecord
 
@@ -113,16 +113,19 @@ def _context(
     training_client: tinker.TrainingClient,
     reference_client: Callable[[], tinker.SamplingClient],
 ) -> StageContext:
+    task = make_task(settings.task, Chat.load(args.model))
+    problems, heldout = read_problems(args.train), read_problems(args.heldout)
+    try_problems(task, (*problems, *heldout))
     return StageContext(
         name=settings.stage.name,
         seed=settings.seed,
         learning_rate=resolve_learning_rate(settings.stage, args.model),
         training_client=training_client,
         reference_client=reference_client,
-        task=make_task(settings.task, Chat.load(args.model)),
+        task=task,
         paradigm=make_paradigm(settings.paradigm),
-        problems=read_problems(args.train),
-        heldout=read_problems(args.heldout),
+        problems=problems,
+        heldout=heldout,
     )
 
 

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tinsmith.arithmetic import draw_arithmetic
-from tinsmith.config import ArithmeticData, Data, FileData, HubData
+from tinsmith.config import ArithmeticData, Data, FileData, HubData, TableData
 from tinsmith.errors import TinsmithError
 from tinsmith.files import write_json, write_text
 from tinsmith.hub import load_hub_dataset
@@ -21,11 +21,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ProblemRow:
-    """One line of train.jsonl or heldout.jsonl; the id is a hash of the question."""
+    """One line of train.jsonl or heldout.jsonl; the id is a hash of the question and of what the
+    task reads besides."""
 
     id: str
     question: str
     answer: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -44,7 +46,8 @@ class DataStats:
 def prepare_data(data: Data, train: Path, heldout: Path, stats: Path) -> None:
     """Write the two splits, one problem a line, and the counts beside them."""
     counted = DataStats(_source(data))
-    problems = _distinct(_problems(data, counted), counted)
+    have_answers = not isinstance(data, TableData) or data.answer_field is not None
+    problems = _distinct(_problems(data, counted), counted, have_answers=have_answers)
     if data.held_out >= len(problems):
         raise TinsmithError(
             f"{counted.source}: data.held_out must be below the number of distinct problems,"
@@ -66,7 +69,9 @@ def split(
 
     Held-out problems stand in the order of their hash, so that the first n are a random n.
     """
-    by_hash = sorted(problems, key=lambda problem: _digest(f"{seed}:{problem.question}"))
+    by_hash = sorted(
+        problems, key=lambda problem: (_digest(f"{seed}:{problem.question}"), problem.id)
+    )
     heldout = by_hash[:held_out]
     heldout_ids = {problem.id for problem in heldout}
     return [problem for problem in problems if problem.id not in heldout_ids], heldout
@@ -80,76 +85,99 @@ def _source(data: Data) -> str:
     return "arithmetic"
 
 
-def _problems(data: Data, stats: DataStats) -> Iterator[tuple[int, str, str]]:
-    """Line, question and answer of every row."""
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """What a row says, and where it stands."""
+
+    number: int
+    question: str
+    answer: str
+    extra: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """What makes two rows the same problem."""
+        return self.question + (_dump(self.extra) if self.extra else "")
+
+
+def _problems(data: Data, stats: DataStats) -> list[_Line]:
+    """What every row says."""
     if isinstance(data, ArithmeticData):
         drawn = draw_arithmetic(data.num_problems, data.digits, data.operations, data.split_seed)
         rows = [Row(i, {"question": q, "answer": a}) for i, (q, a) in enumerate(drawn, start=1)]
-        return _checked(rows, "question", "answer", stats)
+        return _checked(rows, TableData(held_out=data.held_out), stats)
     if isinstance(data, FileData):
         rows = read_table(Path(data.path))
     else:
         values = load_hub_dataset(data)
         rows = (Row(line, row) for line, row in enumerate(values, start=1))
-    return _checked(rows, data.question_field, data.answer_field, stats)
+    return _checked(rows, data, stats)
 
 
-def _checked(
-    rows: Iterable[Row], question_field: str, answer_field: str, stats: DataStats
-) -> Iterator[tuple[int, str, str]]:
-    """The rows' texts; every row that has none is named before any problem is used."""
-    texts: list[tuple[int, str, str]] = []
+def _checked(rows: Iterable[Row], fields: TableData, stats: DataStats) -> list[_Line]:
+    """What the rows say; every row that lacks a field is named before any problem is used."""
+    lines: list[_Line] = []
     faults: list[str] = []
     for row in rows:
         stats.num_rows += 1
-        question, answer = _text(row, question_field), _text(row, answer_field)
-        fault = row.fault or _fault(row, question_field) or _fault(row, answer_field)
+        fault = row.fault or next(_faults(row, fields), None)
         if fault:
             faults.append(f"line {row.line} {fault}")
         else:
-            texts.append((row.line, question, answer))
+            lines.append(_line(row, fields))
     if faults:
         more = len(faults) - MAX_NAMED_ROWS
         said = "; ".join(faults[:MAX_NAMED_ROWS]) + (f"; and {more} more" if more > 0 else "")
-        raise TinsmithError(f"{stats.source}: every row must hold a question and an answer: {said}")
-    if not texts:
+        wanted = "a question" if fields.answer_field is None else "a question and an answer"
+        raise TinsmithError(f"{stats.source}: every row must hold {wanted}: {said}")
+    if not lines:
         raise TinsmithError(f"{stats.source} must hold at least one row, but it is empty")
-    yield from texts
+    return lines
 
 
-def _text(row: Row, name: str) -> str:
-    value = (row.values or {}).get(name)
-    return str(value).strip()
-
-
-def _fault(row: Row, name: str) -> str | None:
+def _line(row: Row, fields: TableData) -> _Line:
     values = row.values or {}
-    if name not in values:
-        known = ", ".join(map(repr, values)) or "none"
-        return f"has no field {name!r} (its fields: {known})"
-    value = values[name]
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return f"has {name} {value!r}, which must be text or a number"
-    return None
+    answer = "" if fields.answer_field is None else str(values[fields.answer_field]).strip()
+    extra = {name: values[name] for name in fields.extra_fields}
+    return _Line(row.line, str(values[fields.question_field]).strip(), answer, extra)
 
 
-def _distinct(problems: Iterable[tuple[int, str, str]], stats: DataStats) -> list[ProblemRow]:
-    """One row a question: repeats are dropped, empty and contradictory rows rejected."""
-    seen: dict[str, tuple[int, str]] = {}
-    for line, question, answer in problems:
-        if not question or not answer:
-            empty = "answer" if question else "question"
-            stats.rejected.append({"line": line, "why": f"empty {empty}"})
-        elif question not in seen:
-            seen[question] = (line, answer)
-        elif seen[question][1] == answer:
-            stats.duplicates.append({"line": line, "first_line": seen[question][0]})
+def _faults(row: Row, fields: TableData) -> Iterator[str]:
+    values = row.values or {}
+    texts = [name for name in (fields.question_field, fields.answer_field) if name is not None]
+    for name in (*texts, *fields.extra_fields):
+        if name not in values:
+            known = ", ".join(map(repr, values)) or "none"
+            yield f"has no field {name!r} (its fields: {known})"
+    for name in texts:
+        value = values.get(name)
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            yield f"has {name} {value!r}, which must be text or a number"
+    for name in fields.extra_fields:
+        try:
+            _dump(values[name])
+        except (TypeError, ValueError):
+            yield f"has {name} {values[name]!r}, which must be what JSON knows"
+
+
+def _distinct(lines: Iterable[_Line], stats: DataStats, *, have_answers: bool) -> list[ProblemRow]:
+    """One row a problem: repeats are dropped, empty and contradictory rows rejected."""
+    seen: dict[str, _Line] = {}
+    for line in lines:
+        first = seen.get(line.key)
+        if not line.question or (have_answers and not line.answer):
+            empty = "answer" if line.question else "question"
+            stats.rejected.append({"line": line.number, "why": f"empty {empty}"})
+        elif first is None:
+            seen[line.key] = line
+        elif first.answer == line.answer:
+            stats.duplicates.append({"line": line.number, "first_line": first.number})
         else:
-            why = f"another answer than line {seen[question][0]}, which has the same question"
-            stats.rejected.append({"line": line, "why": why})
+            why = f"another answer than line {first.number}, which has the same question"
+            stats.rejected.append({"line": line.number, "why": why})
     return [
-        ProblemRow(_digest(question)[:16], question, answer)
-        for question, (_, answer) in seen.items()
+        ProblemRow(_digest(key)[:16], line.question, line.answer, line.extra)
+        for key, line in seen.items()
     ]
 
 
@@ -170,6 +198,10 @@ def _report(stats: DataStats) -> None:
 
 def _jsonl(problems: list[ProblemRow]) -> str:
     return "".join(json.dumps(asdict(problem)) + "\n" for problem in problems)
+
+
+def _dump(values: Any) -> str:
+    return json.dumps(values, sort_keys=True, allow_nan=False)
 
 
 def _digest(text: str) -> str:

@@ -28,6 +28,7 @@ def sampling_metrics(samples: Sequence[Sample]) -> dict[str, float]:
         "reward_mean": _mean([reward.value for reward in rewards]),
         **{f"reward_{name}_mean": _mean(values) for name, values in terms.items()},
         "share_right": _mean([reward.is_right for reward in rewards]),
+        "share_parsed": _mean([reward.is_parsed for reward in rewards]),
         "share_finished": _mean([completion.is_finished for completion in completions]),
         "completion_length_mean": completion_length_mean(samples),
         "num_sampled_tokens": len(logprobs),

@@ -8,11 +8,20 @@ from typing import Any
 
 import yaml
 
-from tinsmith.config import FileData, PathModel, ReportSettings, SetupSettings, check
+from tinsmith.config import (
+    Config,
+    FileData,
+    PathModel,
+    ReportSettings,
+    SetupSettings,
+    UserClass,
+    check,
+)
 from tinsmith.errors import TinsmithError
 from tinsmith.models import check_model_directory
 from tinsmith.report.results import reported_files
 from tinsmith.runs import BASE, RunConfig, expand, settings_json
+from tinsmith.user_code import load_class
 
 NOTHING = "(?!)"
 
@@ -34,6 +43,7 @@ def make_plan(config: Mapping[str, Any], command_line: Any) -> "Plan":
             check_model_directory(Path(model.path))
         if isinstance(data, FileData) and not Path(data.path).is_file():
             raise TinsmithError(f"config.yaml: data.path must be a file, got {data.path!r}")
+        _check_user_classes(run.config)
     return Plan(runs)
 
 
@@ -171,6 +181,19 @@ class Plan:
 
     def _any_run(self) -> RunConfig:
         return next(iter(self.runs.values()))
+
+
+def _check_user_classes(config: Config) -> None:
+    """Load the classes of the user's own that the config names; what they need is imported only
+    where there are some."""
+    if isinstance(config.task, UserClass):
+        from tinsmith.tasks import Task
+
+        load_class(config.task, Task, "task", None)
+    if isinstance(config.paradigm, UserClass):
+        from tinsmith.paradigms import Paradigm
+
+        load_class(config.paradigm, Paradigm, "paradigm")
 
 
 def _merged(values: Any, changes: Any) -> Any:

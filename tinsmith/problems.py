@@ -16,7 +16,7 @@ def read_problems(path: Path) -> tuple[Problem, ...]:
         problems = tuple(Problem(**json.loads(line)) for line in lines)
     except (OSError, ValueError, TypeError) as error:
         raise TinsmithError(
-            f"{path} must hold one JSON object a line with id, question and answer: {error}"
+            f"{path} must hold one JSON object a line with id, question, answer and extra: {error}"
         ) from error
     if not problems:
         raise TinsmithError(f"{path} must hold at least one problem, got an empty file")

@@ -5,16 +5,18 @@ turns in order, and a reward for each speaker.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question and the answer that its graders refer to."""
+    """A question, the answer that its graders refer to, and what else its task reads of its row."""
 
     id: str
     question: str
     answer: str
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """The reward of a speaker: its terms by name, their sum, and whether the answer is right."""
+    """The reward of a speaker: its terms by name, their sum, whether the answer is right, and
+    whether one was found to grade."""
 
     value: float
     terms: Mapping[str, float]
     is_right: bool
+    is_parsed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

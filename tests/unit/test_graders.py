@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinsmith.tasks.graders import GRADERS, exact, normalised, numeric
+from tinsmith.tasks.graders import (
+    GRADERS,
+    exact,
+    is_parsed,
+    multiple_choice,
+    normalised,
+    numeric,
+    regular_expression,
+)
 
 
 def test_exact_ignores_white_space_around_and_nothing_else():
@@ -41,6 +49,46 @@ def test_numeric_refuses_other_numbers_and_none(text: str, answer: str):
 
 def test_numeric_accepts_nothing_where_the_answer_has_no_number():
     assert not numeric("nothing", "nothing")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "B",
+        "B.",
+        "(B)",
+        "**B**",
+        "B. Paris",
+        "B\nbecause A is wrong",
+        "The answer is B.",
+        "Answer: (B)",
+        "A is tempting, but the answer is **B**",
+        "the answer is A? No, the answer is B",
+        "I would say (A), no, (B)",
+        "so \\boxed{B}",
+    ],
+)
+def test_multiple_choice_finds_the_letter_that_a_text_decides_for(text: str):
+    assert multiple_choice(text, "B")
+    assert not multiple_choice(text, "A")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "A dog", "I think so", "Both B and C", "b", "The answer isn't"]
+)
+def test_multiple_choice_finds_no_letter_in_a_sentence(text: str):
+    assert not any(multiple_choice(text, letter) for letter in "ABCI")
+    assert not is_parsed("multiple_choice", text)
+
+
+def test_a_regular_expression_is_searched_for_and_may_be_anchored():
+    assert regular_expression("it was 1984.", r"\b19[0-9]{2}\b")
+    assert not regular_expression("it was 1984.", r"^19[0-9]{2}$")
+    assert regular_expression("PARIS", "(?i)paris")
+
+
+def test_a_pattern_that_backtracks_for_ever_is_ended():
+    assert not regular_expression("a" * 40 + "b" * 200, r"^(a|a|aa)+$|^(?:(?:a*)*)*c")
 
 
 @given(st.sampled_from(sorted(GRADERS)), st.text(), st.text())

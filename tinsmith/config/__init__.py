@@ -5,7 +5,6 @@ from tinsmith.config.monitors import DEFAULT_MONITORS, Monitor
 from tinsmith.config.root import Config
 from tinsmith.config.sections import (
     ArithmeticData,
-    ArithmeticTask,
     Backend,
     Data,
     Evaluation,
@@ -15,12 +14,13 @@ from tinsmith.config.sections import (
     Lora,
     Model,
     Operation,
+    Paradigm,
     PathModel,
-    QaTask,
     Section,
     SingleTurn,
-    Task,
+    TableData,
     TinyModel,
+    UserClass,
 )
 from tinsmith.config.settings import (
     DataSettings,
@@ -32,6 +32,15 @@ from tinsmith.config.settings import (
     TrainSettings,
 )
 from tinsmith.config.stages import Grpo, Rejection, SamplingStage, Stage, Supervised
+from tinsmith.config.tasks import (
+    ArithmeticTask,
+    ConstrainedTask,
+    MathTask,
+    PromptedTask,
+    QaTask,
+    SummaryTask,
+    Task,
+)
 
 __all__ = [
     "DEFAULT_MONITORS",
@@ -39,6 +48,7 @@ __all__ = [
     "ArithmeticTask",
     "Backend",
     "Config",
+    "ConstrainedTask",
     "Data",
     "DataSettings",
     "EvaluateSettings",
@@ -49,11 +59,14 @@ __all__ = [
     "HubData",
     "HubModel",
     "Lora",
+    "MathTask",
     "Model",
     "ModelSettings",
     "Monitor",
     "Operation",
+    "Paradigm",
     "PathModel",
+    "PromptedTask",
     "QaTask",
     "Rejection",
     "ReportSettings",
@@ -62,10 +75,13 @@ __all__ = [
     "SetupSettings",
     "SingleTurn",
     "Stage",
+    "SummaryTask",
     "Supervised",
+    "TableData",
     "Task",
     "TinyModel",
     "TrainSettings",
+    "UserClass",
     "check",
     "check_section",
     "load",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Union, cast, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from tinsmith.config.sections import PATTERNS
+from tinsmith.config.sections import PATTERNS, USER_CLASS
 
 _RULES = {
     "missing": "is required",
@@ -107,15 +107,21 @@ def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[st
 
 def _member(annotation: Any, parts: list[Any]) -> tuple[Any, list[Any]]:
     """Step over the tag of a union: into the section of that kind, or out of a plain value."""
-    while get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
+    annotation = _bare(annotation)
     if get_origin(annotation) not in (Union, types.UnionType):
         return annotation, parts
-    for member in get_args(annotation):
+    for member in map(_bare, get_args(annotation)):
         kind = _fields(member).get("kind")
-        if parts and kind is not None and parts[0] in get_args(kind.annotation):
+        tags = get_args(kind.annotation) or (USER_CLASS,) if kind is not None else ()
+        if parts and parts[0] in tags:
             return member, parts[1:]
     return None, []
+
+
+def _bare(annotation: Any) -> Any:
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return annotation
 
 
 def _fields(place: Any) -> dict[str, FieldInfo]:

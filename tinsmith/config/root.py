@@ -11,11 +11,14 @@ from tinsmith.config.sections import (
     Evaluation,
     Lora,
     Model,
+    Paradigm,
     Section,
     SingleTurn,
-    Task,
+    TableData,
+    UserClass,
 )
 from tinsmith.config.stages import Stage
+from tinsmith.config.tasks import ConstrainedTask, QaTask, SummaryTask, Task
 from tinsmith.tiny.limits import refusal
 
 RESERVED_NAMES = ("base", "export")
@@ -28,7 +31,7 @@ class Config(Section):
     backend: Backend = Backend()
     data: Data
     task: Task
-    paradigm: SingleTurn = SingleTurn()
+    paradigm: Paradigm = SingleTurn()
     lora: Lora = Lora()
     stages: tuple[Stage, ...] = Field(min_length=1)
     monitors: tuple[Monitor, ...] = DEFAULT_MONITORS
@@ -61,6 +64,30 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _the_data_hold_what_is_read(self) -> "Config":
+        data, task = self.data, self.task
+        supervised = [f"stage {s.name!r}" for s in self.stages if s.kind == "supervised"]
+        if isinstance(task, QaTask) and task.grader == "regular_expression" and supervised:
+            raise ValueError(
+                f"task.grader must not be 'regular_expression' with {supervised[0]}, which would"
+                " teach the model to write the patterns"
+            )
+        fields = data.extra_fields if isinstance(data, TableData) else ()
+        if isinstance(task, ConstrainedTask) and "constraints" not in fields:
+            raise ValueError(
+                "data.extra_fields must list 'constraints', a field of the rows, with task.kind"
+                f" 'constrained', got {list(fields)}"
+            )
+        if isinstance(data, TableData) and data.answer_field is None:
+            needs = supervised + ([f"task.kind {task.kind!r}"] if _needs_answers(task) else [])
+            if needs:
+                raise ValueError(
+                    f"data.answer_field must name a field, because {' and '.join(needs)} must know"
+                    " the answers, got None"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _parts_fit_each_other(self) -> "Config":
         if self.backend.kind == "api" and self.model.kind != "hub":
             raise ValueError(
@@ -78,3 +105,9 @@ class Config(Section):
                 f" {self.data.held_out}, got {most}"
             )
         return self
+
+
+def _needs_answers(task: Task) -> bool:
+    if isinstance(task, SummaryTask):
+        return task.weights.rouge > 0
+    return not isinstance(task, ConstrainedTask | UserClass)

@@ -1,16 +1,19 @@
 """The sections of config.yaml other than the stages: frozen, strict, with every default."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 COMMIT, REPOSITORY = r"^[0-9a-f]{40}$", r"^[\w.-]+/[\w.-]+$"
 TABLE_FILE, STAGE_NAME = r"\.(jsonl|csv|parquet)$", r"^[a-z0-9_-]+$"
+CLASS = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+USER_CLASS = "module:Class"
 PATTERNS = {
     COMMIT: "must be a full commit hash of 40 hex digits, which pins it",
     REPOSITORY: "must be a hub repository's name like Org/Name",
     TABLE_FILE: "must end in .jsonl, .csv or .parquet",
     STAGE_NAME: "must hold small letters, digits, '-' and '_' only",
+    CLASS: "must name a class as module:Class, like my_code:MyClass",
 }
 
 Count = Annotated[int, Field(ge=1)]
@@ -25,6 +28,19 @@ class Section(BaseModel):
     """A part of the config: unknown keys, lossy conversions, NaN and later changes are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class UserClass(Section):
+    """A class of the user's own code; `options` are its keyword arguments."""
+
+    kind: Annotated[str, Field(pattern=CLASS)]
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+def tag_of_kind(values: Any) -> str | None:
+    """Which member of a union a section is: its `kind`, or the one for all classes of users."""
+    kind = values.get("kind") if isinstance(values, dict) else getattr(values, "kind", None)
+    return USER_CLASS if ":" in str(kind) else None if kind is None else str(kind)
 
 
 class TinyModel(Section):
@@ -101,16 +117,23 @@ class ArithmeticData(Split):
         return self
 
 
-class FileData(Split):
-    """A local .jsonl, .csv or .parquet file with a question and an answer in every row."""
+class TableData(Split):
+    """Which fields of a row are the question, the answer (None: there is none), and what else the
+    task reads."""
+
+    question_field: str = "question"
+    answer_field: str | None = "answer"
+    extra_fields: tuple[Text, ...] = ()
+
+
+class FileData(TableData):
+    """A local .jsonl, .csv or .parquet file."""
 
     kind: Literal["file"]
     path: str = Field(pattern=TABLE_FILE)
-    question_field: str = "question"
-    answer_field: str = "answer"
 
 
-class HubData(Split):
+class HubData(TableData):
     """A split of a Hugging Face hub dataset at a pinned commit."""
 
     kind: Literal["hub"]
@@ -118,44 +141,25 @@ class HubData(Split):
     revision: Commit
     subset: str | None = None
     split: str = "train"
-    question_field: str = "question"
-    answer_field: str = "answer"
 
 
 Data = Annotated[ArithmeticData | FileData | HubData, Field(discriminator="kind")]
-
-
-class ArithmeticTask(Section):
-    """The completion is right when it is exactly the number."""
-
-    kind: Literal["arithmetic"]
-    system_prompt: str | None = None
-
-
-class QaTask(Section):
-    """A question with one reference answer, graded as `grader` says."""
-
-    kind: Literal["qa"]
-    grader: Literal["exact", "normalised", "numeric"]
-    system_prompt: str | None = None
-    prompt_template: str = "{question}"
-
-    @model_validator(mode="after")
-    def _shows_the_question(self) -> "QaTask":
-        if "{question}" not in self.prompt_template:
-            raise ValueError(
-                f"prompt_template must contain {{question}}, got {self.prompt_template!r}"
-            )
-        return self
-
-
-Task = Annotated[ArithmeticTask | QaTask, Field(discriminator="kind")]
 
 
 class SingleTurn(Section):
     """One prompt, one completion, one reward."""
 
     kind: Literal["single_turn"] = "single_turn"
+
+
+def _tag_of_paradigm(values: Any) -> str | None:
+    return "single_turn" if values == {} else tag_of_kind(values)
+
+
+Paradigm = Annotated[
+    Annotated[SingleTurn, Tag("single_turn")] | Annotated[UserClass, Tag(USER_CLASS)],
+    Discriminator(_tag_of_paradigm),
+]
 
 
 class Lora(Section):

@@ -16,11 +16,11 @@ from tinsmith.config.sections import (
     Lora,
     Model,
     Operation,
+    Paradigm,
     Section,
-    SingleTurn,
-    Task,
 )
 from tinsmith.config.stages import Stage
+from tinsmith.config.tasks import Task
 
 
 class SetupSettings(Section):
@@ -52,7 +52,7 @@ class TrainSettings(Section):
     model_name: str
     stage: Stage
     task: Task
-    paradigm: SingleTurn
+    paradigm: Paradigm
     lora: Lora
     monitors: tuple[Monitor, ...] = DEFAULT_MONITORS
     backend: Backend
@@ -66,7 +66,7 @@ class EvaluateSettings(Section):
     model_name: str
     stage: str
     task: Task
-    paradigm: SingleTurn
+    paradigm: Paradigm
     evaluation: Evaluation
     backend: Backend
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tinsmith import config
 from tinsmith.chat import Chat
+from tinsmith.tasks.asking import ask
 from tinsmith.types import Completion, Problem, Reward
 
 
@@ -12,14 +13,10 @@ class Arithmetic:
     """Reward 1 for the exact number, ended by the model itself, and 0 for anything else."""
 
     chat: Chat
-    system_prompt: str | None = None
-
-    @classmethod
-    def from_config(cls, section: config.ArithmeticTask, chat: Chat) -> "Arithmetic":
-        return cls(chat, section.system_prompt)
+    settings: config.ArithmeticTask
 
     def prompt(self, problem: Problem) -> tuple[int, ...]:
-        return self.chat.prompt(problem.question, self.system_prompt)
+        return ask(self.chat, self.settings, problem.question)
 
     def reference(self, problem: Problem) -> tuple[int, ...]:
         return self.chat.reply(problem.answer)

@@ -7,7 +7,11 @@ from tinsmith.types import Completion, Problem, Reward
 
 
 class Task(Protocol):
-    """A kind of problem: its prompts, its reference completions, its rewards."""
+    """A kind of problem: its prompts, its reference completions, its rewards.
+
+    A problem that it cannot ask or grade is refused by `prompt` or `reward` with a TinsmithError,
+    whatever the completion; every problem is tried before the first is trained on.
+    """
 
     @property
     def chat(self) -> Chat:
