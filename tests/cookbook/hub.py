@@ -6,6 +6,7 @@ that a recipe started in this one finds everything it names:
     python -m tests.cookbook.hub FOLDER
 """
 
+import csv
 import json
 import random
 import shutil
@@ -13,7 +14,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.cookbook.rows import DATASETS, MULTILINGUAL, Splits, taught_chat
+from tests.cookbook.rows import (
+    ARROW_DATASETS,
+    DATASETS,
+    FORECASTS,
+    MULTILINGUAL,
+    Splits,
+    taught_chat,
+)
 from tests.models import CORPUS, SPECIAL_TOKENS, make_model, make_tokenizer
 
 QWEN_TOKENS = (*SPECIAL_TOKENS, "<think>", "</think>")
@@ -37,6 +45,9 @@ def make_hub(folder: Path) -> Path:
     make_models(folder)
     for name, configurations in DATASETS.items():
         write_dataset(folder / name, configurations)
+    for name, rows in ARROW_DATASETS.items():
+        write_arrow(folder / name, rows)
+    write_table(folder / "forecasts.csv", FORECASTS)
     sentences = folder / "tinker_cookbook" / "example_data" / "multilingual.txt"
     sentences.parent.mkdir(parents=True)
     sentences.write_text("\n".join(MULTILINGUAL), encoding="utf-8")
@@ -115,6 +126,21 @@ def write_dataset(folder: Path, configurations: Mapping[str, Splits]) -> None:
             lines += [f"  - split: {split}", f"    path: {file}"]
             write_rows(folder / file, rows)
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
+
+
+def write_arrow(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """A folder as `datasets.load_from_disk` reads it."""
+    from datasets import Dataset
+
+    Dataset.from_list([dict(row) for row in rows]).save_to_disk(folder)
+
+
+def write_table(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """A CSV file with a header."""
+    with file.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.DictWriter(lines, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -1,5 +1,6 @@
 """Made-up rows with the columns that recipes of the tinker-cookbook read."""
 
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 
@@ -103,6 +104,44 @@ def _wikitext(i: int) -> Row:
     }
 
 
+def _science(i: int) -> Row:
+    system = {"role": "system", "content": "Choose."}
+    reply = "<reasoning>\nadd\n</reasoning>\n<answer>\nA\n</answer>"
+    return {"messages": [system, *_messages(_question(i), reply)], "output_text": reply}
+
+
+def _science_test(i: int) -> Row:
+    return {"prompt": [{"role": "user", "content": _question(i)}], "answer": "A"}
+
+
+def _tool_use(i: int) -> Row:
+    return {"prompt": _question(i), "golden_response": ["Action: add", "Action Input: {}"]}
+
+
+def _tool_use_test(i: int) -> Row:
+    return {
+        "prompt": _question(i),
+        "golden_answer": [{"Action": "add", "Action_Input": "{}"}],
+    }
+
+
+def _forecast(i: int) -> Row:
+    """A market that opens and closes in September, or in November: before and after the split."""
+    month = 9 if i % 2 else 11
+    market = f"Sum {i}"
+    return {
+        "submission_id": str(i),
+        "event_ticker": f"E{i}",
+        "title": _question(i),
+        "snapshot_time": f"2025-{month:02}-01",
+        "close_time": f"2025-{month:02}-20",
+        "market_outcome": json.dumps({market: i // 2 % 2}),
+        "category": "Sums",
+        "markets": json.dumps([market]),
+        "sources": json.dumps([{"title": "A page", "summary": "Some say so.", "ranking": 1}]),
+    }
+
+
 DATASETS: Mapping[str, Mapping[str, Splits]] = {
     "HuggingFaceH4/no_robots": {"default": {"train": _times(384, _chat), "test": _times(8, _chat)}},
     "allenai/tulu-3-sft-mixture": {"default": {"train": _times(HELD_OUT + 64, _chat)}},
@@ -138,3 +177,12 @@ DATASETS: Mapping[str, Mapping[str, Splits]] = {
     "prometheus-eval/Feedback-Collection": {"default": {"train": _times(64, _feedback)}},
     "Salesforce/wikitext": {"wikitext-103-raw-v1": {"train": _times(2000, _wikitext)}},
 }
+
+# The data of the paper on self-distillation, which its authors publish as folders of Arrow files.
+ARROW_DATASETS: Mapping[str, Sequence[Row]] = {
+    "self-distillation/science_data/train_data": _times(64, _science),
+    "self-distillation/science_data/eval_data": _times(4, _science_test),
+    "self-distillation/tooluse_data/train_data": _times(64, _tool_use),
+    "self-distillation/tooluse_data/eval_data": _times(4, _tool_use_test),
+}
+FORECASTS = _times(48, _forecast)
