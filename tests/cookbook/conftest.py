@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tinker
 
-from tests.cookbook.hub import make_hub
+from tests.cookbook.hub import LLAMA_MODEL, make_hub
 from tests.cookbook.recipes import PYTHON, Recipes
-from tinsmith.serving import local_server
+from tinsmith.serving import Endpoint, local_server
 
-SERVED = ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B-Base")
+SERVED = ("Qwen/Qwen3-8B", LLAMA_MODEL)
 
 
 @pytest.fixture(scope="session")
@@ -29,9 +30,22 @@ def environment(hub: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def recipes(hub: Path, environment: dict[str, str]) -> Iterator[Recipes]:
-    """Runs recipes against one server of both Qwen stand-ins, in float32."""
+def endpoint(hub: Path) -> Iterator[Endpoint]:
+    """One server of two stand-ins, in float32."""
     models = {name: str(hub / name) for name in SERVED}
     options = [f"--store={hub / 'store'}", "--threads=1", "--dtype=float32"]
     with local_server(models, options, log=hub / "server.log") as endpoint:
-        yield Recipes(hub, environment | endpoint.environment())
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def service(endpoint: Endpoint) -> Iterator[tinker.ServiceClient]:
+    """The SDK's own client of that server."""
+    with tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def recipes(hub: Path, environment: dict[str, str], endpoint: Endpoint) -> Recipes:
+    """Runs recipes against that server."""
+    return Recipes(hub, environment | endpoint.environment())
