@@ -1,6 +1,7 @@
 """Random training data for the backend's tests."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,6 +27,32 @@ def policy_data(seed: int, lengths: Sequence[int] = LENGTHS) -> list[Datum]:
         logprobs = (-5 + random.normal(size=size)).astype(np.float32)
         inputs = {"logprobs": logprobs, "advantages": _coefficients(random, size)}
         data.append(Datum(*_tokens(random, size), inputs))
+    return data
+
+
+def gspo_data(seed: int, lengths: Sequence[int] = LENGTHS) -> list[Datum]:
+    """Every other token counts in the sequence's ratio, whether it has an advantage or not."""
+    return [
+        replace(
+            datum,
+            loss_inputs={
+                **datum.loss_inputs,
+                "sequence_ratio_mask": (np.arange(len(datum.tokens)) % 2 == 0).astype(np.float32),
+            },
+        )
+        for datum in policy_data(seed, lengths)
+    ]
+
+
+def top_k_data(seed: int, lengths: Sequence[int] = LENGTHS, k: int = 3) -> list[Datum]:
+    """K targets a token with weights of any sign; about a third of the tokens have none."""
+    random = np.random.default_rng(seed)
+    data = []
+    for size in lengths:
+        tokens, _ = _tokens(random, size)
+        targets_TK = random.integers(0, VOCABULARY_SIZE, (size, k))
+        weights_TK = random.normal(size=(size, k)) * (random.random((size, 1)) > 0.3)
+        data.append(Datum(tokens, targets_TK, {"weights": weights_TK.astype(np.float32)}))
     return data
 
 

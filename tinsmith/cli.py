@@ -81,6 +81,9 @@ def _add_server_options(parser: argparse.ArgumentParser, default_port: int) -> N
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"],
         help="debug logs every request, info those refused (default: info)")  # fmt: skip
     add("--threads", type=int, help="CPU threads of one operation (default: torch's own)")
+    add("--substitute", action="append", default=[], metavar="stable_reinforce=LOSS",
+        help="let cispo, ppo or importance_sampling stand in for a loss whose formula is not "
+        "published (default: refuse it)")  # fmt: skip
 
 
 def _positive(text: str) -> int:
@@ -119,6 +122,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         threads=arguments.threads,
         log_format=arguments.log_format,
         log_level=arguments.log_level,
+        substitutes=parse_substitutes(arguments.substitute),
     )
     if arguments.stop_with_stdin:
         threading.Thread(target=_stop_with_stdin, daemon=True).start()
@@ -140,6 +144,15 @@ def parse_models(options: Sequence[str]) -> dict[str, str]:
             raise TinsmithError(f"--model: the name {name!r} is given twice; use NAME=SOURCE")
         models[name] = source
     return models
+
+
+def parse_substitutes(options: Sequence[str]) -> dict[str, str]:
+    """`ASKED=LOSS` of every --substitute; which losses may stand in is the server's to say."""
+    pairs = [option.partition("=") for option in options]
+    for option, (asked, _, loss) in zip(options, pairs, strict=True):
+        if not asked or not loss:
+            raise TinsmithError(f"--substitute must be stable_reinforce=LOSS, got {option!r}")
+    return {asked: loss for asked, _, loss in pairs}
 
 
 def _api_key(given: str | None) -> tuple[str, bool]:
@@ -178,6 +191,7 @@ def _run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     options += [f"--log-format={arguments.log_format}", f"--log-level={arguments.log_level}"]
     if arguments.threads is not None:
         options.append(f"--threads={arguments.threads}")
+    options += [f"--substitute={substitute}" for substitute in arguments.substitute]
     models = parse_models(arguments.model)
     with local_server(models, options, api_key=api_key) as endpoint:
         # Ctrl-C reaches the program too; it decides what to do, and the server outlives it.

@@ -9,6 +9,7 @@ import torch
 from tinsmith.backend.adapter import LoraSettings, attach_adapter, lora_pairs
 from tinsmith.backend.base_model import BaseModel, load_base_models
 from tinsmith.backend.datums import Datum
+from tinsmith.backend.loss_choice import LossChoice
 from tinsmith.backend.sampling.batch import SamplingBatch
 from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.sampling.replica import make_replica
@@ -43,7 +44,7 @@ def test_sampler_and_trainer_agree_on_the_gpu(base: BaseModel) -> None:
         weights[len(PROMPT) - 1 :] = 1
         data.append(Datum(tokens[:-1], tokens[1:], {"weights": weights}))
         sampled.append(np.array(completion.logprobs))
-    scored = trainer.forward_backward(data, "cross_entropy", forward_only=True).logprobs
+    scored = trainer.forward_backward(data, LossChoice("cross_entropy"), forward_only=True).logprobs
     gaps = [np.abs(s[len(PROMPT) - 1 :] - q) for s, q in zip(scored, sampled, strict=True)]
     assert np.concatenate(gaps).mean() <= MEAN_GAP[str(base.dtype).removeprefix("torch.")]
 
@@ -73,7 +74,7 @@ def _trained(base: BaseModel) -> Trainer:
     for _ in range(3):
         tokens = rng.integers(0, 300, size=(6, 20))
         data = [Datum(t[:-1], t[1:], {"weights": np.ones(19, np.float32)}) for t in tokens]
-        trainer.forward_backward(data, "cross_entropy", forward_only=False)
+        trainer.forward_backward(data, LossChoice("cross_entropy"), forward_only=False)
         trainer.optim_step(AdamParams(1e-3, 0.9, 0.95, 1e-8, 0.0, 0.0))
     return trainer
 

@@ -1,6 +1,6 @@
 """Log-probabilities, losses and LoRA gradients against a float64 reference of our own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +9,20 @@ import torch
 from transformers import PreTrainedModel
 
 from tests.datums import cross_entropy_data, policy_data
+from tests.losses import CASES, reference_loss
 from tests.reference import Reference, trainable
 from tinsmith.backend import forward
 from tinsmith.backend.adapter import LoraSettings, attach_adapter, lora_pairs
 from tinsmith.backend.base_model import BaseModel
 from tinsmith.backend.datums import Datum
-from tinsmith.backend.forward import Scored, micro_batches, score
+from tinsmith.backend.forward import Scored, micro_batches
+from tinsmith.backend.loss_choice import LossChoice
+from tinsmith.backend.score import score
 from tinsmith.objectives.losses import LOSSES
 
 SETTINGS = LoraSettings(rank=4, alpha=32.0)
-DATA: dict[str, Callable[..., list[Datum]]] = {
-    "cross_entropy": cross_entropy_data,
-    "importance_sampling": policy_data,
-}
+CROSS_ENTROPY = LossChoice("cross_entropy")
+IMPORTANCE_SAMPLING = LossChoice("importance_sampling")
 Gradients = dict[str, torch.Tensor]
 
 
@@ -35,10 +36,10 @@ def adapted(base: BaseModel) -> PreTrainedModel:
 
 
 def scored_with_gradients(
-    base: BaseModel, data: Sequence[Datum], loss: str, token_budget: int
+    base: BaseModel, data: Sequence[Datum], choice: LossChoice, token_budget: int
 ) -> tuple[Scored, Gradients]:
     module = adapted(base)
-    scored = score(module, data, LOSSES[loss], token_budget, forward_only=False)
+    scored = score(module, data, choice, token_budget, forward_only=False)
     return scored, gradients(module)
 
 
@@ -50,20 +51,6 @@ def gradients(module: PreTrainedModel) -> Gradients:
     }
 
 
-def reference_loss(logprobs: Sequence[torch.Tensor], data: Sequence[Datum], loss: str):
-    """The definition of the loss, written a second time: token by token, in float64."""
-    total = torch.zeros((), dtype=torch.float64)
-    for logprobs_T, datum in zip(logprobs, data, strict=True):
-        inputs = {k: torch.from_numpy(v).double() for k, v in datum.loss_inputs.items()}
-        for t in range(len(logprobs_T)):
-            if loss == "cross_entropy":
-                total = total - inputs["weights"][t] * logprobs_T[t]
-            else:
-                ratio = (logprobs_T[t] - inputs["logprobs"][t]).exp()
-                total = total - ratio * inputs["advantages"][t]
-    return total
-
-
 def size_of_terms(scored: Scored, data: Sequence[Datum]) -> float:
     """What a rounding error of the loss is relative to: its terms may cancel."""
     coefficients = [d.loss_inputs.get("weights", d.loss_inputs.get("advantages")) for d in data]
@@ -72,19 +59,30 @@ def size_of_terms(scored: Scored, data: Sequence[Datum]) -> float:
     )
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("case", CASES)
 def test_loss_logprobs_and_lora_gradients_agree_with_a_float64_reference(
-    base: BaseModel, loss: str
+    base: BaseModel, case: str
 ):
-    data = DATA[loss](seed=0)
-    scored, ours = scored_with_gradients(base, data, loss, token_budget=8192)
+    choice, make = CASES[case]
+    data = make(seed=0)
+    scored, ours = scored_with_gradients(base, data, choice, token_budget=8192)
     reference = Reference.load(Path(base.source))
     pairs = trainable({name: (a, b) for name, a, b in lora_pairs(adapted(base))})
     logprobs = [
-        reference.logprobs(d.tokens.tolist(), d.target_tokens.tolist(), pairs, SETTINGS.scaling)
+        reference.logits(d.tokens.tolist(), pairs, SETTINGS.scaling)
+        .log_softmax(-1)
+        .gather(1, torch.from_numpy(d.target_tokens.reshape(len(d.tokens), -1)))
+        .view(d.target_tokens.shape)
         for d in data
     ]
-    total = reference_loss(logprobs, data, loss)
+    total = torch.stack(
+        [
+            reference_loss(
+                choice, p, {k: torch.from_numpy(v).double() for k, v in d.loss_inputs.items()}
+            )
+            for p, d in zip(logprobs, data, strict=True)
+        ]
+    ).sum()
     total.backward()
 
     assert scored.loss == pytest.approx(float(total.detach()), rel=1e-5)
@@ -98,12 +96,13 @@ def test_loss_logprobs_and_lora_gradients_agree_with_a_float64_reference(
             assert error < 1e-5, f"{name}.{side}: relative error {error:.2e}"
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("token_budget", [1, 20, 64])
-def test_micro_batching_changes_nothing(base: BaseModel, loss: str, token_budget: int):
-    data = DATA[loss](seed=1)
-    whole, whole_gradients = scored_with_gradients(base, data, loss, token_budget=100_000)
-    parts, parts_gradients = scored_with_gradients(base, data, loss, token_budget)
+def test_micro_batching_changes_nothing(base: BaseModel, case: str, token_budget: int):
+    choice, make = CASES[case]
+    data = make(seed=1)
+    whole, whole_gradients = scored_with_gradients(base, data, choice, token_budget=100_000)
+    parts, parts_gradients = scored_with_gradients(base, data, choice, token_budget)
     assert parts.loss == pytest.approx(whole.loss, abs=1e-6 * size_of_terms(whole, data))
     for one, other in zip(whole.logprobs, parts.logprobs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
@@ -114,9 +113,9 @@ def test_micro_batching_changes_nothing(base: BaseModel, loss: str, token_budget
 
 def test_neighbours_in_a_batch_change_nothing(base: BaseModel):
     data = cross_entropy_data(seed=2)
-    alone, _ = scored_with_gradients(base, [data[3]], "cross_entropy", 8192)
+    alone, _ = scored_with_gradients(base, [data[3]], CROSS_ENTROPY, 8192)
     for others in ([data[4], data[3], data[0]], [data[3], data[4]], [data[1], data[3]]):
-        together, _ = scored_with_gradients(base, others, "cross_entropy", 8192)
+        together, _ = scored_with_gradients(base, others, CROSS_ENTROPY, 8192)
         [place] = [i for i, datum in enumerate(others) if datum is data[3]]
         np.testing.assert_allclose(
             together.logprobs[place], alone.logprobs[0], rtol=1e-6, atol=1e-6
@@ -128,18 +127,19 @@ def test_a_later_token_has_no_say_in_an_earlier_log_probability(base: BaseModel)
     changed = datum.tokens.copy()
     changed[7:] = (changed[7:] + 1) % 400
     other = Datum(changed, datum.target_tokens, datum.loss_inputs)
-    one, _ = scored_with_gradients(base, [datum], "cross_entropy", 8192)
-    two, _ = scored_with_gradients(base, [other], "cross_entropy", 8192)
+    one, _ = scored_with_gradients(base, [datum], CROSS_ENTROPY, 8192)
+    two, _ = scored_with_gradients(base, [other], CROSS_ENTROPY, 8192)
     np.testing.assert_allclose(one.logprobs[0][:7], two.logprobs[0][:7], rtol=1e-6, atol=1e-6)
     assert np.abs(one.logprobs[0][7:] - two.logprobs[0][7:]).max() > 1e-2
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("case", CASES)
 def test_logits_come_in_blocks_of_bounded_size_with_the_same_results(
-    base: BaseModel, loss: str, monkeypatch: pytest.MonkeyPatch
+    base: BaseModel, case: str, monkeypatch: pytest.MonkeyPatch
 ):
-    data = DATA[loss](seed=4)
-    whole, whole_gradients = scored_with_gradients(base, data, loss, 8192)
+    choice, make = CASES[case]
+    data = make(seed=4)
+    whole, whole_gradients = scored_with_gradients(base, data, choice, 8192)
     sizes = []
     real = forward.unembed
 
@@ -150,7 +150,7 @@ def test_logits_come_in_blocks_of_bounded_size_with_the_same_results(
 
     monkeypatch.setattr(forward, "unembed", watched)
     monkeypatch.setitem(forward.MAX_LOGITS, "cpu", 7 * base.vocabulary_size)
-    parts, parts_gradients = scored_with_gradients(base, data, loss, 8192)
+    parts, parts_gradients = scored_with_gradients(base, data, choice, 8192)
     assert 7 * base.vocabulary_size == max(sizes)
     assert parts.loss == pytest.approx(whole.loss, abs=1e-6 * size_of_terms(whole, data))
     for one, other in zip(whole.logprobs, parts.logprobs, strict=True):
@@ -162,20 +162,24 @@ def test_logits_come_in_blocks_of_bounded_size_with_the_same_results(
 def test_forward_only_scores_the_same_and_makes_no_gradient(base: BaseModel):
     data = policy_data(seed=5)
     module = adapted(base)
-    only = score(module, data, LOSSES["importance_sampling"], 64, forward_only=True)
+    only = score(module, data, IMPORTANCE_SAMPLING, 64, forward_only=True)
     assert all(p.grad is None for _, a, b in lora_pairs(module) for p in (a, b))
-    trained = score(module, data, LOSSES["importance_sampling"], 64, forward_only=False)
+    trained = score(module, data, IMPORTANCE_SAMPLING, 64, forward_only=False)
     assert only.loss == pytest.approx(trained.loss, rel=1e-6)
 
 
 def test_tokens_of_weight_zero_are_scored_but_leave_no_gradient(base: BaseModel):
     [datum] = cross_entropy_data(seed=6, lengths=[9])
     masked = Datum(datum.tokens, datum.target_tokens, {"weights": np.zeros(9, np.float32)})
-    scored, ours = scored_with_gradients(base, [masked], "cross_entropy", 8192)
-    full, _ = scored_with_gradients(base, [datum], "cross_entropy", 8192)
+    scored, ours = scored_with_gradients(base, [masked], CROSS_ENTROPY, 8192)
+    full, _ = scored_with_gradients(base, [datum], CROSS_ENTROPY, 8192)
     assert scored.loss == 0
     np.testing.assert_allclose(scored.logprobs[0], full.logprobs[0], rtol=1e-6, atol=1e-6)
     assert all(not gradient.any() for gradient in ours.values())
+
+
+def test_every_loss_is_compared_with_the_reference():
+    assert {choice.name for choice, _ in CASES.values()} == set(LOSSES)
 
 
 def test_micro_batches_hold_every_row_once_within_the_budget_longest_first():

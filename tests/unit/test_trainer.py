@@ -12,11 +12,14 @@ from tests.reference import Reference, trainable
 from tinsmith.backend.adapter import LoraSettings
 from tinsmith.backend.base_model import BaseModel
 from tinsmith.backend.datums import Datum
+from tinsmith.backend.loss_choice import LossChoice
 from tinsmith.backend.trainer import AdamParams, Trainer
 from tinsmith.errors import TinsmithError
-from tinsmith.objectives.losses import LOSSES, Loss
+from tinsmith.objectives.losses import LOSSES, Inputs, Loss, Settings
 
 SETTINGS = LoraSettings(rank=4, alpha=32.0)
+CROSS_ENTROPY = LossChoice("cross_entropy")
+IMPORTANCE_SAMPLING = LossChoice("importance_sampling")
 PARAMS = AdamParams(
     learning_rate=3e-3, beta1=0.8, beta2=0.9, eps=1e-3, weight_decay=0.3, grad_clip_norm=2.5
 )
@@ -40,7 +43,7 @@ def are_equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
 
 
 def train(trainer: Trainer, seed: int, params: AdamParams = PLAIN) -> dict[str, float]:
-    trainer.forward_backward(cross_entropy_data(seed), "cross_entropy", forward_only=False)
+    trainer.forward_backward(cross_entropy_data(seed), CROSS_ENTROPY, forward_only=False)
     return trainer.optim_step(params)
 
 
@@ -58,7 +61,7 @@ def test_three_steps_agree_with_torch_adamw_on_float64_gradients(base: BaseModel
     for step in range(3):
         batches = [cross_entropy_data(10 * step + i, [6, 11]) for i in range(2)]
         for batch in batches:  # two forward_backwards of one step
-            trainer.forward_backward(batch, "cross_entropy", forward_only=False)
+            trainer.forward_backward(batch, CROSS_ENTROPY, forward_only=False)
             _reference_loss(reference, pairs, batch).backward()
         metrics = trainer.optim_step(PARAMS)
         norm = torch.sqrt(sum((leaf.grad**2).sum() for leaf in leaves))  # pyright: ignore
@@ -108,9 +111,9 @@ def test_several_forward_backwards_accumulate_until_the_step(base: BaseModel):
     data = cross_entropy_data(seed=0)
     at_once, in_parts = make_trainer(base), make_trainer(base)
     params = AdamParams(1e-2, 0.9, 0.95, 1e-2, 0.0, 0.0)
-    at_once.forward_backward(data, "cross_entropy", forward_only=False)
+    at_once.forward_backward(data, CROSS_ENTROPY, forward_only=False)
     for part in (data[:2], data[2:3], data[3:]):
-        in_parts.forward_backward(part, "cross_entropy", forward_only=False)
+        in_parts.forward_backward(part, CROSS_ENTROPY, forward_only=False)
     one, two = at_once.optim_step(params), in_parts.optim_step(params)
     assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-6)
     theirs = weights(in_parts)
@@ -136,34 +139,36 @@ def test_a_step_without_gradient_goes_on_with_momentum_and_decay(base: BaseModel
 def test_forward_leaves_the_gradient_alone(base: BaseModel):
     one, two = make_trainer(base), make_trainer(base)
     for trainer in (one, two):
-        trainer.forward_backward(cross_entropy_data(0), "cross_entropy", forward_only=False)
-    two.forward_backward(policy_data(1), "importance_sampling", forward_only=True)
+        trainer.forward_backward(cross_entropy_data(0), CROSS_ENTROPY, forward_only=False)
+    two.forward_backward(policy_data(1), IMPORTANCE_SAMPLING, forward_only=True)
     one.optim_step(PLAIN)
     two.optim_step(PLAIN)
     assert are_equal(weights(one), weights(two))
 
 
 @pytest.fixture
-def broken_loss(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def broken_loss(monkeypatch: pytest.MonkeyPatch) -> Iterator[LossChoice]:
     """A loss that fails at its second micro-batch, when the first has left a gradient."""
     calls = []
 
-    def compute(logprobs_N: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    def compute(logprobs_N: Tensor, inputs: Inputs, _: Settings) -> Tensor:
         calls.append(len(logprobs_N))
         if len(calls) > 1:
-            raise MemoryError("out of memory")
+            raise RuntimeError("broken")
         return -(logprobs_N * inputs["weights"]).sum()
 
     monkeypatch.setitem(LOSSES, "broken", Loss(compute, ("weights",), "weights"))
-    yield "broken"
+    yield LossChoice("broken")
     assert len(calls) == 2
 
 
-def test_a_failed_forward_backward_leaves_the_gradient_as_it_was(base: BaseModel, broken_loss: str):
+def test_a_failed_forward_backward_leaves_the_gradient_as_it_was(
+    base: BaseModel, broken_loss: LossChoice
+):
     one, two = make_trainer(base), make_trainer(base)
     for trainer in (one, two):
-        trainer.forward_backward(cross_entropy_data(0), "cross_entropy", forward_only=False)
-    with pytest.raises(MemoryError):
+        trainer.forward_backward(cross_entropy_data(0), CROSS_ENTROPY, forward_only=False)
+    with pytest.raises(RuntimeError, match="broken"):
         two.forward_backward(cross_entropy_data(1), broken_loss, forward_only=False)
     one.optim_step(PLAIN)
     two.optim_step(PLAIN)
@@ -176,7 +181,7 @@ def test_a_gradient_that_is_not_finite_is_refused_and_dropped(base: BaseModel):
     [datum] = policy_data(0, lengths=[4])
     inputs = dict(datum.loss_inputs) | {"logprobs": datum.loss_inputs["logprobs"] * 100}
     wild = Datum(datum.tokens, datum.target_tokens, inputs)
-    trainer.forward_backward([wild], "importance_sampling", forward_only=False)
+    trainer.forward_backward([wild], IMPORTANCE_SAMPLING, forward_only=False)
     with pytest.raises(TinsmithError, match="the step was not taken"):
         trainer.optim_step(PLAIN)
     assert are_equal(weights(trainer), before)
@@ -191,7 +196,7 @@ def test_runs_on_one_base_do_not_disturb_each_other(base: BaseModel):
     other = Trainer(base, LoraSettings(7, 32.0, train_mlp=False), seed=9, token_budget=64)
     for seed in range(3):
         train(other, 100 + seed)
-        beside.forward_backward(cross_entropy_data(seed), "cross_entropy", forward_only=False)
+        beside.forward_backward(cross_entropy_data(seed), CROSS_ENTROPY, forward_only=False)
         train(other, 200 + seed)
         beside.optim_step(PLAIN)
     assert are_equal(weights(alone), weights(beside))
@@ -240,7 +245,7 @@ def test_the_state_of_a_run_before_its_first_step_can_be_loaded(base: BaseModel,
 def test_metrics_sum_the_loss_and_estimate_the_divergence_of_the_sampler(base: BaseModel):
     trainer = make_trainer(base)
     data = policy_data(0)
-    result = trainer.forward_backward(data, "importance_sampling", forward_only=True)
+    result = trainer.forward_backward(data, IMPORTANCE_SAMPLING, forward_only=True)
     assert result.metrics["num_tokens:sum"] == sum(len(d.tokens) for d in data)
     gaps = [
         float(q - p)

@@ -32,7 +32,8 @@ class Busy(TinsmithError):
 class Core:
     """Base models by served name, the store, the engine and the promises of a server.
 
-    `sequencer` keeps the requests of each model in order.
+    `sequencer` keeps the requests of each model in order; `substitutes` maps losses that cannot be
+    computed to those that stand in.
     """
 
     bases: Mapping[str, BaseModel]
@@ -41,6 +42,7 @@ class Core:
     engine: Engine
     lora_alpha: float
     token_budget: int
+    substitutes: Mapping[str, str]
     promises: Promises
     sequencer: Sequencer
     metrics: Metrics

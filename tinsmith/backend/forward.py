@@ -12,39 +12,10 @@ from transformers import PreTrainedModel
 
 from tinsmith.backend.base_model import backbone, unembed, unembedding
 from tinsmith.backend.datums import Datum
-from tinsmith.objectives.losses import Loss
+from tinsmith.backend.loss_choice import LossChoice
 
 # Elements of one block of logits: 8 MiB in float32 stay in a CPU's cache, 256 MiB fill a GPU.
 MAX_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """Sum of the loss, and log-probabilities [T] of each datum's target tokens, in given order."""
-
-    loss: float
-    logprobs: list[np.ndarray]
-
-
-def score(
-    module: PreTrainedModel,
-    data: Sequence[Datum],
-    loss: Loss,
-    token_budget: int,
-    forward_only: bool,
-) -> Scored:
-    """Run the loss over `data`; unless `forward_only`, add its gradient to the adapter's."""
-    logprobs: list[np.ndarray] = [np.empty(0)] * len(data)
-    total = 0.0
-    for rows in micro_batches([len(datum.tokens) for datum in data], token_budget):
-        batch = [data[row] for row in rows]
-        with torch.set_grad_enabled(not forward_only):
-            batch_loss, logprobs_N = _score_batch(module, batch, loss)
-        total += batch_loss
-        ends = np.cumsum([len(datum.tokens) for datum in batch])[:-1]
-        for row, part in zip(rows, np.split(logprobs_N.cpu().numpy(), ends), strict=True):
-            logprobs[row] = part
-    return Scored(total, logprobs)
 
 
 def micro_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
@@ -61,35 +32,54 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[in
         start += count
 
 
-def _score_batch(
-    module: PreTrainedModel, batch: Sequence[Datum], loss: Loss
-) -> tuple[float, Tensor]:
-    """Loss and log-probabilities [N] of a batch's tokens; under autograd, with its backward."""
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Sum of the loss, and log-probabilities of each datum's target tokens, in their shape."""
+
+    loss: float
+    logprobs: list[np.ndarray]
+
+
+def score_batch(module: PreTrainedModel, batch: Sequence[Datum], choice: LossChoice) -> Scored:
+    """Run the loss over a micro-batch whose targets agree in the number K for each token; under
+    autograd, add its gradient to that of the parameters."""
     device = module.device
+    lengths = [len(datum.tokens) for datum in batch]
     hidden_ND = _hidden_states(module, [datum.tokens for datum in batch])
-    targets_N = torch.from_numpy(np.concatenate([d.target_tokens for d in batch])).to(device)
+    targets = torch.from_numpy(np.concatenate([d.target_tokens for d in batch])).to(device)
     inputs = {
         name: torch.from_numpy(np.concatenate([d.loss_inputs[name] for d in batch])).to(device)
-        for name in loss.inputs
+        for name in choice.loss.inputs
     }
-    # Tokens with coefficient zero have no gradient: their logits need no graph.
-    active_N = inputs[loss.coefficient] != 0
-    logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=device)
+    is_active_N = _have_gradient(choice, inputs, targets)
+    logprobs = torch.empty(targets.shape, dtype=torch.float32, device=device)
+    # Tokens without a gradient need no graph for their logits. A loss that looks at whole
+    # sequences looks at all tokens once before.
+    is_first_N = ~is_active_N if choice.loss.prepare is None else torch.ones_like(is_active_N)
     with torch.no_grad():
-        logprobs_N[~active_N] = token_logprobs(module, hidden_ND[~active_N], targets_N[~active_N])
-    active_inputs = {name: tensor[active_N] for name, tensor in inputs.items()}
-    total, logprobs_N[active_N] = _score_active(
-        module, hidden_ND[active_N], targets_N[active_N], active_inputs, loss
+        logprobs[is_first_N] = token_logprobs(module, hidden_ND[is_first_N], targets[is_first_N])
+        if choice.loss.prepare is not None:
+            rows_N = torch.repeat_interleave(torch.tensor(lengths)).to(device)
+            inputs |= choice.loss.prepare(logprobs, inputs, rows_N)
+    active_inputs = {name: tensor[is_active_N] for name, tensor in inputs.items()}
+    total, logprobs[is_active_N] = _score_active(
+        module, hidden_ND[is_active_N], targets[is_active_N], active_inputs, choice
     )
-    return total, logprobs_N
+    return Scored(total, np.split(logprobs.cpu().numpy(), np.cumsum(lengths)[:-1]))
+
+
+def _have_gradient(choice: LossChoice, inputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+    if choice.loss.coefficient is None:
+        return torch.ones(len(targets), dtype=torch.bool, device=targets.device)
+    return inputs[choice.loss.coefficient].reshape(len(targets), -1).ne(0).any(1)
 
 
 def _score_active(
     module: PreTrainedModel,
     hidden_ND: Tensor,
-    targets_N: Tensor,
+    targets: Tensor,
     inputs: Mapping[str, Tensor],
-    loss: Loss,
+    choice: LossChoice,
 ) -> tuple[float, Tensor]:
     """Loss and log-probabilities of the tokens that have a gradient, a block of logits at a time.
 
@@ -98,11 +88,12 @@ def _score_active(
     """
     step = _block_size(module)
     total, logprobs, gradients = 0.0, [], []
-    for start in range(0, len(targets_N), step):
+    for start in range(0, len(targets), step):
         block = slice(start, start + step)
         hidden = hidden_ND[block].detach().requires_grad_(hidden_ND.requires_grad)
-        block_logprobs = _block_logprobs(module, hidden, targets_N[block])
-        block_loss = loss.compute(block_logprobs, {k: v[block] for k, v in inputs.items()})
+        block_logprobs = _block_logprobs(module, hidden, targets[block])
+        block_inputs = {name: tensor[block] for name, tensor in inputs.items()}
+        block_loss = choice.loss.compute(block_logprobs, block_inputs, choice.settings)
         if block_loss.requires_grad:
             block_loss.backward()
         total += float(block_loss.detach())
@@ -110,7 +101,8 @@ def _score_active(
         gradients.append(hidden.grad)
     if gradients and hidden_ND.requires_grad:
         hidden_ND.backward(torch.cat(gradients))
-    return total, torch.cat(logprobs) if logprobs else torch.empty(0, device=hidden_ND.device)
+    none = torch.empty(targets.shape, device=targets.device)
+    return total, torch.cat(logprobs) if logprobs else none
 
 
 def _hidden_states(module: PreTrainedModel, rows: Sequence[np.ndarray]) -> Tensor:
@@ -129,11 +121,12 @@ def _hidden_states(module: PreTrainedModel, rows: Sequence[np.ndarray]) -> Tenso
     return output.last_hidden_state[torch.from_numpy(is_token_BT).to(module.device)]
 
 
-def token_logprobs(module: PreTrainedModel, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-    """log softmax(unembed(h))[target] in float32, [N], a block of logits at a time."""
+def token_logprobs(module: PreTrainedModel, hidden_ND: Tensor, targets: Tensor) -> Tensor:
+    """log softmax(unembed(h))[target] in float32, of targets [N] or [N, K], in their shape; a
+    block of logits at a time."""
     step = _block_size(module)
-    blocks = zip(hidden_ND.split(step), targets_N.split(step), strict=True)
-    return torch.cat([_block_logprobs(module, hidden, targets) for hidden, targets in blocks])
+    blocks = zip(hidden_ND.split(step), targets.split(step), strict=True)
+    return torch.cat([_block_logprobs(module, hidden, chosen) for hidden, chosen in blocks])
 
 
 def _block_size(module: PreTrainedModel) -> int:
@@ -141,29 +134,30 @@ def _block_size(module: PreTrainedModel) -> int:
     return max(1, MAX_LOGITS[module.device.type] // vocabulary_size)
 
 
-def _block_logprobs(module: PreTrainedModel, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-    logprobs_N = _ChosenLogprobs.apply(unembed(module, hidden_ND), targets_N)
-    assert isinstance(logprobs_N, Tensor)
-    return logprobs_N
+def _block_logprobs(module: PreTrainedModel, hidden_ND: Tensor, targets: Tensor) -> Tensor:
+    targets_NK = targets[:, None] if targets.dim() == 1 else targets
+    logprobs_NK = _ChosenLogprobs.apply(unembed(module, hidden_ND), targets_NK)
+    assert isinstance(logprobs_NK, Tensor)
+    return logprobs_NK.view(targets.shape)
 
 
 class _ChosenLogprobs(torch.autograd.Function):
-    """log softmax(logits)[target], [N], with d/dlogits = onehot(target) - softmax(logits).
+    """log softmax(logits)[target], [N, K]; d/dlogits of target k = onehot(k) - softmax(logits).
 
     Autograd's own backward of `gather` and `logsumexp` passes over the logits twice as often.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-        normaliser_N = torch.logsumexp(logits_NV, dim=1)
-        ctx.save_for_backward(logits_NV, normaliser_N, targets_N)
-        return logits_NV.gather(1, targets_N[:, None])[:, 0] - normaliser_N
+    def forward(ctx: Any, logits_NV: Tensor, targets_NK: Tensor) -> Tensor:
+        normaliser_N1 = torch.logsumexp(logits_NV, dim=1, keepdim=True)
+        ctx.save_for_backward(logits_NV, normaliser_N1, targets_NK)
+        return logits_NV.gather(1, targets_NK) - normaliser_N1
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient_N,) = gradients
-        logits_NV, normaliser_N, targets_N = ctx.saved_tensors
-        result_NV = (logits_NV - normaliser_N[:, None]).exp_().mul_(-gradient_N[:, None])
-        result_NV.scatter_add_(1, targets_N[:, None], gradient_N[:, None])
+        (gradient_NK,) = gradients
+        logits_NV, normaliser_N1, targets_NK = ctx.saved_tensors
+        result_NV = (logits_NV - normaliser_N1).exp_().mul_(-gradient_NK.sum(1, keepdim=True))
+        result_NV.scatter_add_(1, targets_NK, gradient_NK)
         return result_NV, None

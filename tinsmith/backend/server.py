@@ -23,6 +23,7 @@ from tinsmith.backend.engine import Engine
 from tinsmith.backend.futures import Failure, Promises
 from tinsmith.backend.logs import configure_logs
 from tinsmith.backend.metrics import Metrics
+from tinsmith.backend.loss_choice import check_substitutes
 from tinsmith.backend.sampling.pool import SamplerPool, Snapshots
 from tinsmith.backend.sequencer import Sequencer
 from tinsmith.backend.settings import ServerSettings
@@ -43,6 +44,7 @@ def serve(settings: ServerSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)  # uvicorn raises the signal again when it has shut down
     configure_logs(settings.log_format, settings.log_level, settings.api_key)
+    check_substitutes(settings.substitutes)
     with _listening_socket(settings) as listener:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
@@ -91,6 +93,7 @@ def running_core(settings: ServerSettings) -> Iterator[Core]:
             engine=engine,
             lora_alpha=settings.lora_alpha,
             token_budget=token_budget,
+            substitutes=settings.substitutes,
             promises=promises,
             sequencer=Sequencer(promises),
             metrics=metrics,

@@ -1,7 +1,7 @@
 """What a server is started with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,8 @@ class ServerSettings:
 
     `models` maps a served name to a directory or hub id. `token_budget` bounds the padded
     tokens of one training micro-batch and of one prefill; None chooses by the device. `threads`
-    of None leaves torch's own number of CPU threads.
+    of None leaves torch's own number of CPU threads. `substitutes` maps losses without a published
+    formula to those that stand in for them.
     """
 
     models: Mapping[str, str]
@@ -27,3 +28,4 @@ class ServerSettings:
     threads: int | None = None
     log_format: Literal["text", "json"] = "text"
     log_level: str = "info"
+    substitutes: Mapping[str, str] = field(default_factory=dict)

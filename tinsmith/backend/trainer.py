@@ -19,9 +19,9 @@ from tinsmith.backend.adapter import (
 )
 from tinsmith.backend.base_model import BaseModel
 from tinsmith.backend.datums import Datum
-from tinsmith.backend.forward import score
+from tinsmith.backend.loss_choice import LossChoice
+from tinsmith.backend.score import score
 from tinsmith.errors import TinsmithError
-from tinsmith.objectives.losses import LOSSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,8 @@ class AdamParams:
 
 @dataclass(frozen=True, slots=True)
 class ForwardBackwardResult:
-    """Log-probabilities [T] of each datum's targets, and metrics named `name:reduction`."""
+    """Log-probabilities of each datum's targets, in their shape, and metrics named
+    `name:reduction`."""
 
     logprobs: list[np.ndarray]
     metrics: dict[str, float]
@@ -64,13 +65,13 @@ class Trainer:
         return adapter_weights(self._module, self.settings)
 
     def forward_backward(
-        self, data: Sequence[Datum], loss_fn: str, forward_only: bool
+        self, data: Sequence[Datum], choice: LossChoice, forward_only: bool
     ) -> ForwardBackwardResult:
         """Score `data` and add the gradient; if that fails, the gradient stays as it was."""
         accumulated = {name: p.grad for name, p in self._parameters.items()}
         self._optimizer.zero_grad(set_to_none=True)
         try:
-            scored = score(self._module, data, LOSSES[loss_fn], self._token_budget, forward_only)
+            scored = score(self._module, data, choice, self._token_budget, forward_only)
         except BaseException:
             self._restore_gradient(accumulated)
             raise
@@ -80,6 +81,8 @@ class Trainer:
             "num_tokens:sum": float(sum(len(datum.tokens) for datum in data)),
             **_policy_metrics(data, scored.logprobs),
         }
+        if choice.substitutes is not None:
+            metrics["substituted_loss:max"] = 1.0
         return ForwardBackwardResult(scored.logprobs, metrics)
 
     def optim_step(self, params: AdamParams) -> dict[str, float]:

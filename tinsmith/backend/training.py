@@ -1,5 +1,6 @@
 """The requests on training runs: create, compute, step."""
 
+import logging
 import random
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from tinsmith.backend.adapter import LoraSettings
 from tinsmith.backend.core import Core, refuse_access_token
 from tinsmith.backend.datums import decode_datums
 from tinsmith.backend.futures import JsonResult, Promise, ProtoResult, Result
+from tinsmith.backend.loss_choice import LossChoice, choose_loss
 from tinsmith.backend.requests import (
     CreateModelRequest,
     LoadWeightsRequest,
@@ -20,6 +22,8 @@ from tinsmith.backend.trainer import AdamParams, Trainer
 from tinsmith.backend.wire import forward_backward_output
 from tinsmith.errors import TinsmithError
 
+log = logging.getLogger(__name__)
+
 
 class Training:
     """Training runs of this server's life. Called on the event loop; the engine's thread alone
@@ -28,6 +32,7 @@ class Training:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._trainers: dict[str, Trainer] = {}
+        self._warned: set[str] = set()
 
     def create(self, request: CreateModelRequest) -> Promise:
         """A new adapter on a base model."""
@@ -107,8 +112,10 @@ class Training:
 
         def run(trainer: Trainer) -> Result:
             base = trainer.base
-            data = decode_datums(request, base.vocabulary_size, base.context_length)
-            result = trainer.forward_backward(data, request.loss_fn, request.forward_only)
+            choice = choose_loss(request, self._core.substitutes)
+            self._warn_of_substitute(request.model_id, choice)
+            data = decode_datums(request, choice, base.vocabulary_size, base.context_length)
+            result = trainer.forward_backward(data, choice, request.forward_only)
             if not request.forward_only:
                 self._core.metrics.trained_tokens.inc(sum(len(datum.tokens) for datum in data))
             return ProtoResult(forward_backward_output(result))
@@ -148,11 +155,23 @@ class Training:
         """Models in memory; may be read from any thread."""
         return len(self._trainers)
 
+    def _warn_of_substitute(self, model_id: str, choice: LossChoice) -> None:
+        if choice.substitutes is not None and model_id not in self._warned:
+            self._warned.add(model_id)
+            log.warning(
+                "model %s asks for the loss %s and gets %s (--substitute); its metrics say so as "
+                "substituted_loss",
+                model_id,
+                choice.substitutes,
+                choice.name,
+            )
+
     def free(self, session_id: str) -> None:
         """Drop a session's models from memory; their checkpoints stay."""
         for model_id in [key for key in self._trainers if key.startswith(f"{session_id}:")]:
             self._core.sequencer.close(model_id)
             self._trainers.pop(model_id)
+            self._warned.discard(model_id)
 
     def _make(self, base_model: str, settings: LoraSettings, seed: int) -> Trainer:
         return Trainer(self._core.base(base_model), settings, seed, self._core.token_budget)

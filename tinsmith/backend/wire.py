@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 from tinker.proto import tinker_public_pb2 as pb
@@ -159,16 +160,19 @@ def _fill_dense(message: pb.Tensor, values: np.ndarray, dtype: pb.DType.ValueTyp
 
 
 def forward_backward_output(result: ForwardBackwardResult) -> bytes:
-    """A ForwardBackwardOutput message: one record, `logprobs` of every datum behind each other."""
+    """A ForwardBackwardOutput message: `logprobs` of the datums behind each other, a record for
+    each run of datums with the same number of targets a token."""
     message = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord")
-    record = message.loss_fn_outputs.add()
-    record.num_datums = len(result.logprobs)
-    tensor = record.fields["logprobs"]
-    tensor.dtype = pb.DTYPE_FLOAT32
-    arrays = [np.ascontiguousarray(array, dtype=np.float32) for array in result.logprobs]
-    tensor.data = b"".join(array.tobytes() for array in arrays)
-    ends = np.cumsum([array.nbytes for array in arrays], dtype=np.int64)
-    tensor.offsets = np.concatenate([np.zeros(1, np.int64), ends]).tobytes()
+    for trailing_shape, group in groupby(result.logprobs, key=lambda array: array.shape[1:]):
+        arrays = [np.ascontiguousarray(array, dtype=np.float32) for array in group]
+        record = message.loss_fn_outputs.add()
+        record.num_datums = len(arrays)
+        tensor = record.fields["logprobs"]
+        tensor.dtype = pb.DTYPE_FLOAT32
+        tensor.trailing_shape.extend(trailing_shape)
+        tensor.data = b"".join(array.tobytes() for array in arrays)
+        ends = np.cumsum([array.nbytes for array in arrays], dtype=np.int64)
+        tensor.offsets = np.concatenate([np.zeros(1, np.int64), ends]).tobytes()
     for name, value in result.metrics.items():
         message.metrics[name] = value
     return message.SerializeToString()

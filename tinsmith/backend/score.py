@@ -1,0 +1,146 @@
+"""Whole requests as micro-batches that fit into memory; one that does not is halved."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from tinsmith.backend.datums import Datum
+from tinsmith.backend.forward import Scored, micro_batches, score_batch
+from tinsmith.backend.loss_choice import LossChoice
+from tinsmith.errors import TinsmithError
+
+# How PyTorch says that memory is out where it raises a bare RuntimeError: CPU, driver, cuBLAS.
+MESSAGES = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What all micro-batches of a request share."""
+
+    module: PreTrainedModel
+    parameters: list[nn.Parameter]
+    data: Sequence[Datum]
+    choice: LossChoice
+
+
+def score(
+    module: PreTrainedModel,
+    data: Sequence[Datum],
+    choice: LossChoice,
+    token_budget: int,
+    forward_only: bool,
+) -> Scored:
+    """Run the loss over `data`; unless `forward_only`, add its gradient to the adapter's.
+
+    A micro-batch that does not fit into memory is halved, and halved again, down to one sequence.
+    An error leaves part of the gradient behind.
+    """
+    job = _Job(module, [p for p in module.parameters() if p.requires_grad], data, choice)
+    logprobs: list[np.ndarray] = [np.empty(0)] * len(data)
+    total = 0.0
+    queue = list(_plan(data, token_budget))[::-1]
+    with torch.set_grad_enabled(not forward_only):
+        while queue:
+            rows = queue.pop()
+            scored = _score_if_it_fits(job, [data[row] for row in rows])
+            if scored is None:
+                queue += _halves(job, rows)
+                continue
+            total += scored.loss
+            for row, part in zip(rows, scored.logprobs, strict=True):
+                logprobs[row] = part
+    return Scored(total, logprobs)
+
+
+def _plan(data: Sequence[Datum], token_budget: int) -> Iterator[list[int]]:
+    """Micro-batches of rows that agree in the number of targets for each token."""
+
+    def width(row: int) -> tuple[int, ...]:
+        return data[row].target_tokens.shape[1:]
+
+    for _, group in groupby(sorted(range(len(data)), key=width), key=width):
+        rows = list(group)
+        for batch in micro_batches([len(data[row].tokens) for row in rows], token_budget):
+            yield [rows[i] for i in batch]
+
+
+def _score_if_it_fits(job: _Job, batch: Sequence[Datum]) -> Scored | None:
+    """Score a batch; None, and the gradient as it was, if that takes more memory than there is.
+
+    What is accumulated is held aside: a batch that fails half way has added part of its own.
+    """
+    accumulated = [parameter.grad for parameter in job.parameters]
+    _drop_gradient(job)
+    try:
+        scored = score_batch(job.module, batch, job.choice)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        scored = None
+    # Outside of `except`: the error holds on to the frames that hold the memory.
+    if scored is None:
+        _drop_gradient(job)
+        if job.module.device.type == "cuda":
+            torch.cuda.empty_cache()
+    for parameter, before in zip(job.parameters, accumulated, strict=True):
+        if before is not None:
+            parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)
+    return scored
+
+
+def _drop_gradient(job: _Job) -> None:
+    for parameter in job.parameters:
+        parameter.grad = None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(message in str(error) for message in MESSAGES)
+
+
+def _halves(job: _Job, rows: list[int]) -> list[list[int]]:
+    """The two halves of a micro-batch, the second first; refused if it is one sequence."""
+    longest = len(job.data[rows[0]].tokens)
+    if len(rows) == 1:
+        fitting = _longest_prefix(job, job.data[rows[0]])
+        raise TinsmithError(
+            f"data[{rows[0]}]: the sequence of {longest} tokens does not fit into the memory that "
+            f"is free on {job.module.device}, even alone; when tried, its first {fitting} tokens "
+            "did: shorten it to about that, or train on fewer layers or at a lower rank; nothing "
+            "was accumulated"
+        )
+    log.warning(
+        "%d sequences of up to %d tokens did not fit into memory together and are split; "
+        "a --token-budget below %d saves the failed attempts",
+        len(rows),
+        longest,
+        len(rows) * longest,
+    )
+    middle = (len(rows) + 1) // 2
+    return [rows[middle:], rows[:middle]]
+
+
+def _longest_prefix(job: _Job, datum: Datum) -> int:
+    """How many first tokens of a sequence fit, found by trying, to an eighth of its length; the
+    trials leave their gradient behind."""
+    fitting, failing = 0, len(datum.tokens)
+    while failing - fitting > (max(1, len(datum.tokens) // 8) if fitting else 1):
+        middle = (fitting + failing) // 2
+        if _score_if_it_fits(job, [datum.prefix(middle)]) is None:
+            failing = middle
+        else:
+            fitting = middle
+    return fitting
