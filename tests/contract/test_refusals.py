@@ -1,11 +1,13 @@
 """What is wrong with a request is said in one clear sentence, and the run goes on."""
 
 import math
+import re
 from collections.abc import Callable
 
 import httpx
 import pytest
 import tinker
+import zstandard
 from tinker import types
 from tinker.types.optimizer import DimuonOptimizerConfig
 
@@ -85,7 +87,23 @@ WRONG_DATA: dict[str, tuple[Callable[[], types.Datum], str, str]] = {
         r"model_input: must hold 1 to 512 tokens \(the model's context\), got 513",
     ),
     "an unknown loss": (lambda: make_datum(TOKENS), "cross_entropi", "unknown to the Tinker API"),
-    "a loss that is not computed": (lambda: make_datum(TOKENS), "ppo", "is not computed by this"),
+    "two-dimensional targets of a policy loss": (
+        lambda: policy_datum(target_tokens=[[token] for token in TOKENS[1:]]), "ppo",
+        r"target_tokens: must have one value per token .* shape \[9\], got \[9, 1\]",
+    ),
+    "weights for one of two targets": (
+        lambda: policy_datum(target_tokens=[[token] * 2 for token in TOKENS[1:]], logprobs=None,
+                             advantages=None, weights=[1.0] * 9), "cross_entropy",
+        r"weights: must have as many values per token as target_tokens, .* \[9, 2\], got \[9\]",
+    ),
+    "a mask where no loss takes one": (
+        lambda: policy_datum(sequence_ratio_mask=[1.0] * 9), "ppo",
+        "ppo takes target_tokens, logprobs, advantages, not sequence_ratio_mask",
+    ),
+    "a loss without a published formula": (
+        policy_datum, "stable_reinforce",
+        "no published formula, .* use cispo, ppo or importance_sampling .* --substitute",
+    ),
 }  # fmt: skip
 
 
@@ -100,18 +118,70 @@ def test_wrong_training_data_is_refused_by_name_and_the_run_goes_on(
     assert forward(trainer, TOKENS) == before
 
 
-@pytest.mark.parametrize("loss", ["cispo", "dro", "gspo", "stable_reinforce"])
-def test_other_losses_of_tinker_are_refused_not_replaced(
-    trainer: tinker.TrainingClient, loss: types.LossFnType
+WRONG_CONFIGS: dict[str, tuple[types.LossFnType, dict[str, float | str], str]] = {
+    "no setting": (
+        "importance_sampling", {"clip_low_threshold": 0.8}, "has no settings, got clip_low_thresh",
+    ),
+    "unknown": (
+        "ppo", {"epsilon": 0.2}, "ppo takes clip_low_threshold and clip_high_threshold, got epsil",
+    ),
+    "text": (
+        "ppo", {"clip_low_threshold": "0.8"}, "ppo needs a number of 0 to 1, got '0.8'",
+    ),
+    "an epsilon in place of a bound": (
+        "ppo", {"clip_high_threshold": 0.2}, "clip_high_threshold: ppo needs .* 1 or more, got 0.2",
+    ),
+    "not a number": (
+        "cispo", {"clip_high_threshold": math.nan}, "cispo needs a number of 1 or more, got nan",
+    ),
+    "negative": ("dro", {"beta": -1.0}, "beta: dro needs a number of 0 or more, got -1.0"),
+    "missing": ("dro", {}, "beta: dro needs it and has no default .*0.05"),
+    "half": (
+        "gspo", {"clip_low_threshold": 0.9}, "clip_high_threshold: gspo needs it .* 0.9997 and 1.0",
+    ),
+    "custom": ("custom", {"loss_id": "x"}, "pass the function itself to forward_backward_custom"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_CONFIGS)
+def test_wrong_settings_of_a_loss_are_refused_by_name(trainer: tinker.TrainingClient, case: str):
+    loss, config, message = WRONG_CONFIGS[case]
+    with pytest.raises(tinker.RequestFailedError, match=message):
+        trainer.forward_backward([policy_datum()], loss, config).result()
+
+
+def test_a_sequence_without_a_marked_token_has_no_ratio(trainer: tinker.TrainingClient):
+    config = {"clip_low_threshold": 0.9, "clip_high_threshold": 1.1}
+    data = [policy_datum(sequence_ratio_mask=[0.0] * 9)]
+    with pytest.raises(tinker.RequestFailedError, match="mask: must mark at least one token"):
+        trainer.forward_backward(data, "gspo", config).result()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "message"),
+    [
+        ("gzip", b"x", "Content-Encoding must be zstd, identity or left out, got 'gzip'"),
+        ("zstd", b"not compressed", "not one whole zstd frame"),
+        ("zstd", zstandard.compress(b"x" * 999)[:-3], "not one whole zstd frame"),
+        ("zstd", zstandard.compress(bytes(400_000_001)), "at most 400000000 bytes .* 400000001"),
+        ("zstd", zstandard.compress(b"\xff"), "the body is not a valid message"),
+    ],
+    ids=["unknown", "not compressed", "cut off", "a bomb", "no message"],
+)
+def test_a_body_that_cannot_be_read_is_refused(
+    endpoint: Endpoint, encoding: str, body: bytes, message: str
 ):
-    with pytest.raises(tinker.RequestFailedError, match=f"'{loss}' is not computed"):
-        trainer.forward_backward([policy_datum()], loss).result()
-
-
-def test_a_setting_that_a_loss_does_not_have_is_refused(trainer: tinker.TrainingClient):
-    config = {"clip_low_threshold": 0.8}
-    with pytest.raises(tinker.RequestFailedError, match="no settings, got clip_low_threshold"):
-        trainer.forward_backward([policy_datum()], "importance_sampling", config).result()
+    answer = httpx.post(
+        f"{endpoint.base_url}/api/v1/forward_backward",
+        content=body,
+        headers={
+            "X-API-Key": endpoint.api_key,
+            "Content-Type": "application/x-protobuf",
+            "Content-Encoding": encoding,
+        },
+    )
+    assert answer.status_code == 400
+    assert re.search(message, answer.json()["error"])
 
 
 def test_one_bad_datum_among_good_ones_accumulates_nothing(service: tinker.ServiceClient):

@@ -20,10 +20,10 @@ class Datum:
     target_tokens: np.ndarray
     loss_inputs: Mapping[str, np.ndarray]
 
-    def prefix(self, size: int) -> "Datum":
-        """Its first `size` tokens."""
-        inputs = {name: array[:size] for name, array in self.loss_inputs.items()}
-        return Datum(self.tokens[:size], self.target_tokens[:size], inputs)
+    def suffix(self, size: int) -> "Datum":
+        """Its last `size` tokens."""
+        inputs = {name: array[-size:] for name, array in self.loss_inputs.items()}
+        return Datum(self.tokens[-size:], self.target_tokens[-size:], inputs)
 
 
 def decode_datums(

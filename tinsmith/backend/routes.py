@@ -9,6 +9,7 @@ from structlog.contextvars import bind_contextvars
 from tinker.proto import tinker_public_pb2 as pb
 
 from tinsmith.backend import requests as wire
+from tinsmith.backend.bodies import read_body
 from tinsmith.backend.checkpoint_routes import add_checkpoint_routes, add_run_routes
 from tinsmith.backend.core import Core, NotFound
 from tinsmith.backend.download_routes import add_download_routes
@@ -120,7 +121,7 @@ def _add_training_routes(api: APIRouter, core: Core, training: Training, saving:
 
     @api.post("/forward")
     async def forward(request: Request) -> dict[str, Any]:
-        message = forward_message(await request.body())
+        message = forward_message(await read_body(request))
         return _pending(training.forward_backward(message), message.model_id)
 
     @api.post("/optim_step")
@@ -206,16 +207,16 @@ def _forgotten(core: Core, request_id: str, request_type: str | None) -> Respons
 
 async def _forward_backward(request: Request) -> pb.ForwardBackwardRequest:
     content_type = request.headers.get("content-type", "")
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity" or not content_type.startswith((PROTOBUF, JSON)):
+    if not content_type.startswith((PROTOBUF, JSON)):
         raise TinsmithError(
-            f"forward_backward must be sent as uncompressed {PROTOBUF} or {JSON}, got "
-            f"content-type {content_type!r} and content-encoding {encoding!r}"
+            f"forward_backward must be sent as {PROTOBUF} or {JSON}, got content-type "
+            f"{content_type!r}"
         )
+    body = await read_body(request)
     if content_type.startswith(JSON):
-        return forward_backward_message(await request.body())
+        return forward_backward_message(body)
     try:
-        return pb.ForwardBackwardRequest.FromString(await request.body())
+        return pb.ForwardBackwardRequest.FromString(body)
     except DecodeError as error:
         raise TinsmithError(
             f"forward_backward: the body is not a valid message: {error}"

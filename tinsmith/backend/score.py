@@ -115,10 +115,10 @@ def _halves(job: _Job, rows: list[int]) -> list[list[int]]:
     """The two halves of a micro-batch, the second first; refused if it is one sequence."""
     longest = len(job.data[rows[0]].tokens)
     if len(rows) == 1:
-        fitting = _longest_prefix(job, job.data[rows[0]])
+        fitting = _longest_suffix(job, job.data[rows[0]])
         raise TinsmithError(
             f"data[{rows[0]}]: the sequence of {longest} tokens does not fit into the memory that "
-            f"is free on {job.module.device}, even alone; when tried, its first {fitting} tokens "
+            f"is free on {job.module.device}, even alone; when tried, its last {fitting} tokens "
             "did: shorten it to about that, or train on fewer layers or at a lower rank; nothing "
             "was accumulated"
         )
@@ -133,13 +133,13 @@ def _halves(job: _Job, rows: list[int]) -> list[list[int]]:
     return [rows[middle:], rows[:middle]]
 
 
-def _longest_prefix(job: _Job, datum: Datum) -> int:
-    """How many first tokens of a sequence fit, found by trying, to an eighth of its length; the
-    trials leave their gradient behind."""
+def _longest_suffix(job: _Job, datum: Datum) -> int:
+    """How many of a sequence's last tokens fit, found by trying, to an eighth of its length; the
+    trials leave their gradient behind. The last: a prompt alone has no backward pass."""
     fitting, failing = 0, len(datum.tokens)
     while failing - fitting > (max(1, len(datum.tokens) // 8) if fitting else 1):
         middle = (fitting + failing) // 2
-        if _score_if_it_fits(job, [datum.prefix(middle)]) is None:
+        if _score_if_it_fits(job, [datum.suffix(middle)]) is None:
             failing = middle
         else:
             fitting = middle
