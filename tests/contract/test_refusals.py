@@ -12,6 +12,7 @@ from tinker import types
 from tinker.types.optimizer import DimuonOptimizerConfig
 
 from tests.clients import forward, make_datum, random_tokens, sample, trained_client
+from tinsmith.backend.gate import MAX_DATA_BYTES
 from tinsmith.serving import Endpoint
 
 TOKENS = random_tokens(0, 10)
@@ -163,7 +164,7 @@ def test_a_sequence_without_a_marked_token_has_no_ratio(trainer: tinker.Training
         ("gzip", b"x", "Content-Encoding must be zstd, identity or left out, got 'gzip'"),
         ("zstd", b"not compressed", "not one whole zstd frame"),
         ("zstd", zstandard.compress(b"x" * 999)[:-3], "not one whole zstd frame"),
-        ("zstd", zstandard.compress(bytes(400_000_001)), "at most 400000000 bytes .* 400000001"),
+        ("zstd", zstandard.compress(bytes(MAX_DATA_BYTES + 1)), "at most 268435456 .* 268435457"),
         ("zstd", zstandard.compress(b"\xff"), "the body is not a valid message"),
     ],
     ids=["unknown", "not compressed", "cut off", "a bomb", "no message"],

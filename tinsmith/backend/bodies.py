@@ -5,10 +5,8 @@ import asyncio
 import zstandard
 from fastapi import Request
 
+from tinsmith.backend.gate import MAX_DATA_BYTES
 from tinsmith.errors import TinsmithError
-
-# Twice what the client is told to put into one request (routes.py, CLIENT_CONFIG).
-MAX_DECOMPRESSED_BYTES = 400_000_000
 
 
 async def read_body(request: Request) -> bytes:
@@ -28,16 +26,15 @@ def decompress(data: bytes) -> bytes:
     large."""
     try:
         size = zstandard.get_frame_parameters(data).content_size
-        if size != zstandard.CONTENTSIZE_UNKNOWN and size > MAX_DECOMPRESSED_BYTES:
+        if size != zstandard.CONTENTSIZE_UNKNOWN and size > MAX_DATA_BYTES:
             raise TinsmithError(
-                f"the body must be at most {MAX_DECOMPRESSED_BYTES} bytes when decompressed, got "
+                f"the body must be at most {MAX_DATA_BYTES} bytes when decompressed, got "
                 f"{size}; send fewer datums at once"
             )
         return zstandard.ZstdDecompressor().decompress(
-            data, max_output_size=MAX_DECOMPRESSED_BYTES, allow_extra_data=False
+            data, max_output_size=MAX_DATA_BYTES, allow_extra_data=False
         )
     except zstandard.ZstdError as error:
         raise TinsmithError(
-            f"the body is not one whole zstd frame of at most {MAX_DECOMPRESSED_BYTES} bytes: "
-            f"{error}"
+            f"the body is not one whole zstd frame of at most {MAX_DATA_BYTES} bytes: {error}"
         ) from error

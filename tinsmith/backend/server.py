@@ -22,8 +22,8 @@ from tinsmith.backend.core import Core
 from tinsmith.backend.engine import Engine
 from tinsmith.backend.futures import Failure, Promises
 from tinsmith.backend.logs import configure_logs
-from tinsmith.backend.metrics import Metrics
 from tinsmith.backend.loss_choice import check_substitutes
+from tinsmith.backend.metrics import Metrics
 from tinsmith.backend.sampling.pool import SamplerPool, Snapshots
 from tinsmith.backend.sequencer import Sequencer
 from tinsmith.backend.settings import ServerSettings
