@@ -39,7 +39,9 @@ async def _refuse_invalid(core: Core, request: Request, error: Exception) -> Res
     assert isinstance(error, RequestValidationError)
     message = f"{request.url.path}: " + "; ".join(map(_describe, error.errors()[:MAX_FAULTS]))
     match error.body:
-        case {"model_id": str(model_id), "seq_id": int(seq_id)} if core.sequencer.is_open(model_id):
+        case {"model_id": str(model_id), "seq_id": seq_id} if (
+            type(seq_id) is int and seq_id >= 1 and core.sequencer.is_open(model_id)
+        ):
             bind_contextvars(request_id=f"{model_id}:{seq_id}")
             promise = core.sequencer.refuse(model_id, seq_id, message)
             return JSONResponse({"request_id": promise.request_id, "model_id": model_id})

@@ -9,7 +9,7 @@ from tinsmith.errors import TinsmithError
 
 # The first that reads protobuf results; those before it want JSON, and the first know no sessions.
 OLDEST = "0.19.0"
-USER_AGENT = re.compile(r"AsyncTinker/Python (\d+)\.(\d+)\.(\d+)")
+USER_AGENT = re.compile(r"AsyncTinker/Python ([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,9})")
 
 
 async def refuse_old_sdk(request: Request) -> None:
@@ -25,7 +25,9 @@ async def refuse_old_sdk(request: Request) -> None:
 
 def note_on(version: str) -> str | None:
     """What a client with an SDK that is newer than this server should know."""
-    if re.fullmatch(r"\d+\.\d+\.\d+", version) and _numbers(version) > _numbers(NEWEST_TRIED):
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9}){2}", version) and _numbers(version) > _numbers(
+        NEWEST_TRIED
+    ):
         return (
             f"this Tinsmith server was tried with tinker {OLDEST} to {NEWEST_TRIED}, and this is "
             f"{version}: what it does not know it refuses"

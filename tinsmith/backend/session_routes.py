@@ -25,7 +25,7 @@ OWNER = "local"  # of everything: the server has one key, and no accounts
 # A client sends a heartbeat every 10 s, and is warned when none came through for this long.
 MAX_SILENCE_S = 120.0
 Limit = Annotated[int, Query(ge=0, le=1000)]
-Offset = Annotated[int, Query(ge=0)]
+Offset = Annotated[int, Query(ge=0, lt=2**63)]  # what the database can count
 
 
 def add_session_routes(api: APIRouter, core: Core, training: Training, samplers: Samplers) -> None:
