@@ -11,7 +11,14 @@ import torch
 import zstandard
 from tinker import types
 
-from tests.clients import download, forward, make_datum, random_tokens, trained_client
+from tests.clients import (
+    download,
+    forward,
+    make_datum,
+    random_tokens,
+    sample,
+    trained_client,
+)
 from tests.losses import CISPO, GSPO, PPO, reference_loss
 from tests.reference import Reference, read_adapter, trainable
 from tinsmith.backend.loss_choice import LossChoice
@@ -282,3 +289,36 @@ def test_a_substitute_computes_in_the_place_of_stable_reinforce_and_says_so(
             match=r"cispo, in place of stable_reinforce, takes clip_low_threshold and .* got kl_co",
         ):
             client.forward_backward(data, "stable_reinforce", {"kl_coeff": 0.1}).result()
+
+
+def test_a_program_for_stable_reinforce_samples_and_trains_on_a_substitute(
+    substituting: tuple[Endpoint, Path],
+):
+    """As Tinker documents it: sample with record_stability_info, train with provenance."""
+    endpoint, _ = substituting
+    prompt = random_tokens(0, 6)
+    with tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key) as service:
+        client = service.create_lora_training_client("qwen3", rank=4, seed=0).result()
+        sampler = client.save_weights_and_get_sampling_client(record_stability_info=True).result()
+        [sequence] = sample(sampler, prompt, max_tokens=5, stop=[])
+        assert sequence.logprobs is not None
+        inputs = {
+            "target_tokens": [*prompt[1:], *sequence.tokens],
+            "logprobs": [0.0] * 5 + sequence.logprobs,
+            "advantages": [0.0] * 5 + [1.0] * 5,
+        }
+        spans = [
+            types.PromptProvenanceSpan(sequence_id=sequence.sequence_id, length=6),
+            types.SampledProvenanceSpan(sequence_id=sequence.sequence_id, length=4),
+        ]
+        datum = _datum([*prompt, *sequence.tokens], inputs).with_provenance(
+            model_input=spans,
+            loss_fn_inputs=[
+                types.PromptProvenanceSpan(sequence_id=sequence.sequence_id, offset=1, length=5),
+                types.SampledProvenanceSpan(sequence_id=sequence.sequence_id, length=5),
+            ],
+        )
+        metrics = client.forward_backward([datum], "stable_reinforce").result().metrics
+        # On policy the ratios are 1: what is left of cispo is minus the sum of log-probabilities.
+        assert metrics["loss:sum"] == pytest.approx(-sum(sequence.logprobs), rel=1e-4)
+        assert metrics["substituted_loss:max"] == 1

@@ -69,7 +69,8 @@ class Samplers:
         return promise
 
     def _start(self, request: SampleRequest, sampler: Sampler, promise: Promise) -> None:
-        sampling = sampling_request(request, self._core.base(sampler.base_model))
+        base = self._core.base(sampler.base_model)
+        sampling = sampling_request(request, base, self._core.substitutes)
         self._load(request.sampling_session_id, sampler)
         job = Job(
             sampling,

@@ -1,7 +1,7 @@
 """From the wire's requests to the sampler's, and from results to the wire's messages."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -20,12 +20,19 @@ from tinsmith.backend.trainer import ForwardBackwardResult
 from tinsmith.errors import TinsmithError
 
 
-def sampling_request(request: SampleRequest, base: BaseModel) -> SamplingRequest:
-    """Check a sample request and fill in what it leaves open."""
-    if request.record_stability_info:
+def sampling_request(
+    request: SampleRequest, base: BaseModel, substitutes: Mapping[str, str]
+) -> SamplingRequest:
+    """Check a sample request and fill in what it leaves open.
+
+    `record_stability_info` records nothing: it is taken where one of `substitutes` stands in for
+    the one loss that would read the record.
+    """
+    if request.record_stability_info and not substitutes:
         raise TinsmithError(
             "record_stability_info is for the stable_reinforce loss, whose formula is not "
-            "published; leave it out and train with another loss, such as cispo"
+            "published; leave it out and train with another loss, such as cispo, or start the "
+            "server with --substitute stable_reinforce=cispo"
         )
     if request.prompt_logprobs_last_n is not None and not request.prompt_logprobs:
         raise TinsmithError("prompt_logprobs_last_n needs prompt_logprobs to be true")
