@@ -6,13 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import tinker
-
 from tinsmith.chat import Chat
 from tinsmith.checkpoints import Checkpoint, explained
 from tinsmith.config import EvaluateSettings
 from tinsmith.evaluation import Row, paired_difference, read_rows, sample_heldout, summarise
 from tinsmith.files import write_json, write_text
+from tinsmith.frozen import FrozenModels
 from tinsmith.job import job, settings_of
 from tinsmith.paradigms import make_paradigm
 from tinsmith.problems import read_problems
@@ -44,8 +43,8 @@ def main() -> None:
 def _sample(args: argparse.Namespace, settings: EvaluateSettings) -> list[Row]:
     backend = settings.backend.model_copy(update={"threads": args.threads})
     evaluation = settings.evaluation
-    task = make_task(settings.task, Chat.load(args.model))
-    paradigm = make_paradigm(settings.paradigm)
+    chat = Chat.load(args.model)
+    task = make_task(settings.task, chat)
     problems = read_problems(args.heldout)
     try_problems(task, problems[: evaluation.num_problems])
     server_log = args.log.with_suffix(".server.log")
@@ -53,18 +52,12 @@ def _sample(args: argparse.Namespace, settings: EvaluateSettings) -> list[Row]:
         connect(backend, args.model, settings.model_name, server_log) as service,
         explained(f"evaluating {settings.stage}"),
     ):
-        client = _sampling_client(service, settings, args.checkpoint)
-        sampler = Sampler(client, task.chat, evaluation.max_tokens, evaluation.temperature)
+        frozen = FrozenModels(service, settings.model_name, chat)
+        paradigm = make_paradigm(settings.paradigm, frozen)
+        checkpoint = Checkpoint.read(args.checkpoint) if args.checkpoint else None
+        client = frozen.client(checkpoint.checkpoints.sampler if checkpoint else None)
+        sampler = Sampler(client, chat, evaluation.max_tokens, evaluation.temperature)
         return sample_heldout(evaluation, task, paradigm, sampler, problems, settings.seed)
-
-
-def _sampling_client(
-    service: tinker.ServiceClient, settings: EvaluateSettings, checkpoint: Path | None
-) -> tinker.SamplingClient:
-    if checkpoint is None:
-        return service.create_sampling_client(base_model=settings.model_name).result()
-    path = Checkpoint.read(checkpoint).checkpoints.sampler
-    return service.create_sampling_client(model_path=path).result()
 
 
 def _evaluation(

@@ -22,10 +22,12 @@ from tinsmith.checkpoints import (
 )
 from tinsmith.config import TrainSettings
 from tinsmith.files import new_directory
+from tinsmith.frozen import FrozenModels
 from tinsmith.job import job, settings_of
 from tinsmith.monitors import Watch
 from tinsmith.objectives.learning_rate import resolve_learning_rate
-from tinsmith.paradigms import make_paradigm
+from tinsmith.opponents import Snapshots, open_snapshots
+from tinsmith.paradigms import make_paradigm, put_in_training
 from tinsmith.problems import read_problems
 from tinsmith.progress import Progress, fingerprint, is_save_due, read_progress, write_progress
 from tinsmith.serving import connect
@@ -74,20 +76,28 @@ def _train(
     previous = Checkpoint.read(args.previous) if args.previous else None
     training_client = _open(service, settings, progress, previous, args.work)
     reference = cache(partial(open_reference, service, settings.model_name, previous))
-    context = _context(args, settings, training_client, reference)
+    chat = Chat.load(args.model)
+    frozen = FrozenModels(service, settings.model_name, chat)
+    paths = progress.snapshots if progress else {}
+    snapshots = open_snapshots(settings, training_client, frozen, paths)
+    context = _context(args, settings, training_client, reference, frozen, snapshots)
     first_step = progress.next_step if progress else 0
-    chat = context.task.chat
 
     watch = Watch(settings.monitors, settings.stage.name)
     for step in read_steps(args.work / "steps", first_step):
         watch.recall(step["metrics"])
+    if snapshots:
+        snapshots.take(first_step)
     for record in _with_progress_bar(settings, context, first_step):
         write_step(args.work / "steps", record, chat)
+        next_step = record.step + 1
         if is_save_due(settings.stage, record.step):
-            name = f"step-{record.step + 1}"
-            state = context.training_client.save_state(name).result().path
-            write_progress(args.work, Progress(record.step + 1, state, print_of_inputs))
+            state = training_client.save_state(f"step-{next_step}").result().path
+            paths = snapshots.paths if snapshots else {}
+            write_progress(args.work, Progress(next_step, state, print_of_inputs, paths))
         watch.look(record.step, record.metrics)
+        if snapshots and next_step < settings.stage.steps:
+            snapshots.take(next_step)
 
     _write_outputs(args, settings, context.training_client)
 
@@ -112,10 +122,13 @@ def _context(
     settings: TrainSettings,
     training_client: tinker.TrainingClient,
     reference_client: Callable[[], tinker.SamplingClient],
+    frozen: FrozenModels,
+    snapshots: Snapshots | None,
 ) -> StageContext:
-    task = make_task(settings.task, Chat.load(args.model))
+    task = make_task(settings.task, frozen.chat)
     problems, heldout = read_problems(args.train), read_problems(args.heldout)
     try_problems(task, (*problems, *heldout))
+    paradigm = make_paradigm(settings.paradigm, frozen)
     return StageContext(
         name=settings.stage.name,
         seed=settings.seed,
@@ -123,7 +136,8 @@ def _context(
         training_client=training_client,
         reference_client=reference_client,
         task=task,
-        paradigm=make_paradigm(settings.paradigm),
+        paradigm=put_in_training(paradigm, snapshots),
+        heldout_paradigm=paradigm,
         problems=problems,
         heldout=heldout,
     )

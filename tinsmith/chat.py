@@ -10,6 +10,8 @@ import jinja2
 from tinsmith.errors import TinsmithError
 
 PROBE = "x"
+# Stands for a reply in a rendered chat, so that what the template writes after one can be found.
+MARK = "\ufdd0reply\ufdd0"
 
 
 class Chat:
@@ -37,10 +39,40 @@ class Chat:
         system = [{"role": "system", "content": system_prompt}] if system_prompt else []
         return self._render([*system, {"role": "user", "content": text}], is_prompt=True)
 
+    def follow_up(self, text: str, after: int) -> tuple[int, ...]:
+        """The tokens of a user's next message, up to where the model's next reply begins.
+
+        They go behind the tokens of a reply as they are, the last of which is `after`: a reply that
+        did not end itself is ended here.
+        """
+        if not self._tokenizer.chat_template:
+            return self.encode(f"\n\n{text}")
+        messages = [
+            {"role": "user", "content": PROBE},
+            {"role": "assistant", "content": MARK},
+            {"role": "user", "content": text},
+        ]
+        _, _, tail = self._apply(messages, add_generation_prompt=True).partition(MARK)
+        tokens = self.encode(tail)
+        return tokens[1:] if tokens[0] == after else tokens
+
+    def quote(self, text: str) -> str:
+        """What a model wrote, fit to stand in a prompt: without the names of special tokens, which
+        it may spell letter by letter and which a tokenizer would take for the tokens themselves."""
+        added = self._tokenizer.added_tokens_decoder.values()
+        names = [str(token) for token in added if token.special]
+        while found := [name for name in names if name in text]:
+            for name in found:
+                text = text.replace(name, "")
+        return text
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The tokens of a bare text."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
     def reply(self, text: str) -> tuple[int, ...]:
         """The tokens of a model's reply, its stop token included."""
-        tokens = self._tokenizer.encode(text, add_special_tokens=False)
-        return (*tokens, self.stop_token_ids[0])
+        return (*self.encode(text), self.stop_token_ids[0])
 
     def decode(self, tokens: Sequence[int], *, with_special_tokens: bool = False) -> str:
         """The text of tokens, of a completion without its special ones."""
@@ -75,13 +107,16 @@ class Chat:
         return next((token for token in reversed(whole[len(prompt) :]) if token in special), None)
 
     def _render(self, messages: list[dict[str, str]], *, is_prompt: bool) -> tuple[int, ...]:
+        return tuple(
+            self._apply(messages, tokenize=True, add_generation_prompt=is_prompt, return_dict=False)
+        )
+
+    def _apply(self, messages: list[dict[str, str]], **options: Any) -> Any:
+        """The chat by the model's template: text, or tokens where `tokenize` is true."""
         try:
-            tokens = self._tokenizer.apply_chat_template(
-                messages, tokenize=True, add_generation_prompt=is_prompt, return_dict=False
-            )
+            return self._tokenizer.apply_chat_template(messages, **{"tokenize": False} | options)
         except jinja2.TemplateError as error:
             raise TinsmithError(
                 f"the chat template of {self._tokenizer.name_or_path} refuses the messages"
                 f" {[message['role'] for message in messages]}: {error}"
             ) from error
-        return tuple(tokens)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinsmith import config
 from tinsmith.errors import TinsmithError
-from tinsmith.paradigms import Paradigm
+from tinsmith.paradigms import Paradigm, num_rollouts
 from tinsmith.randomness import derive_seed
 from tinsmith.rollouts import Sampler
 from tinsmith.statistics import Interval, bootstrap_mean, pass_at_k, wilson
@@ -47,7 +47,8 @@ def sample_heldout(
             f" {settings.num_problems}"
         )
     seeds = [derive_seed(seed, "evaluation", problem.id) for problem in chosen]
-    groups = paradigm.play(task, chosen, settings.samples_per_problem, sampler, seeds)
+    size = num_rollouts(paradigm, settings.samples_per_problem)
+    groups = paradigm.play(task, chosen, size, sampler, seeds)
     return [row for group in groups for row in _rows(group)]
 
 
@@ -93,6 +94,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _rows(group: Group) -> list[Row]:
+    """A row for the graded turn of each of the policy's speakers."""
     return [
         {
             "problem_id": group.problem.id,
@@ -107,9 +109,11 @@ def _rows(group: Group) -> list[Row]:
             "reward_terms": dict(rollout.rewards[turn.speaker].terms),
             "is_right": rollout.rewards[turn.speaker].is_right,
             "is_finished": turn.completion.is_finished,
+            "said": [[turn.speaker, turn.completion.text] for turn in rollout.turns],
         }
         for index, rollout in enumerate(group.rollouts)
         for turn in rollout.turns
+        if turn.is_graded and turn.speaker in rollout.rewards
     ]
 
 

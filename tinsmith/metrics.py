@@ -13,12 +13,15 @@ from tinsmith.types import Group, Sample
 def sampling_metrics(samples: Sequence[Sample]) -> dict[str, float]:
     """What was sampled: rewards by term, lengths, and the entropy of the sampler in nats a token.
 
+    Samples without a reward are a frozen opponent's, and count for nothing.
+
     H ~ mean_t(-log q_t) over the sampled tokens: an unbiased estimate of the mean entropy of the
     distributions that the tokens were drawn from, at the temperature they were drawn at.
     """
+    samples = [sample for sample in samples if sample.reward is not None]
     terms: dict[str, list[float]] = defaultdict(list)
     for sample in samples:
-        assert sample.reward is not None, "what is sampled is graded"
+        assert sample.reward is not None
         for name, value in sample.reward.terms.items():
             terms[name].append(value)
     rewards = [sample.reward for sample in samples if sample.reward is not None]

@@ -10,7 +10,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tinsmith import config
@@ -24,11 +24,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The step to go on with, the checkpoint before it, and what the stage was started from."""
+    """The step to go on with, the checkpoint before it, what the stage was started from, and the
+    snapshots of the policy that it plays against: tinker:// paths by step."""
 
     next_step: int
     state: str
     fingerprint: str
+    snapshots: dict[str, str] = field(default_factory=dict)
 
 
 def fingerprint(settings: str, inputs: Iterable[Path]) -> str:

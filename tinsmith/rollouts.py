@@ -15,12 +15,14 @@ Pending = Callable[[], list[Completion]]
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """A snapshot of the policy, and how completions are drawn from it."""
+    """A snapshot of the policy, how completions are drawn from it, and, in training, for which
+    step."""
 
     client: tinker.SamplingClient
     chat: Chat
     max_tokens: int
     temperature: float = 1.0
+    step: int = 0
 
     def submit(self, prompt_tokens: Sequence[int], num_samples: int, seed: int) -> Pending:
         """Ask for completions of a prompt in one request; calling the result waits for them."""
@@ -67,6 +69,12 @@ def has_signal_P(groups: Sequence[Group]) -> np.ndarray:
     return np.any([has_variance(rewards_P_G(groups, speaker)) for speaker in speakers], axis=0)
 
 
+def verdicts_P_G(groups: Sequence[Group], speaker: str) -> np.ndarray:
+    """The judge's verdicts on a speaker, a row per group and a column per rollout; 0, which is a
+    draw, where nobody judges."""
+    return np.array([[r.verdicts.get(speaker, 0.0) for r in group.rollouts] for group in groups])
+
+
 def samples_of(groups: Sequence[Group], speaker: str, advantages_P_G: np.ndarray) -> list[Sample]:
     """The turns of a speaker in order, every token with the advantage of its rollout."""
     return [
@@ -75,11 +83,21 @@ def samples_of(groups: Sequence[Group], speaker: str, advantages_P_G: np.ndarray
             group=p,
             rollout=g,
             turn=turn,
-            reward=rollout.rewards[speaker],
+            reward=rollout.rewards.get(speaker),
             advantages=(float(advantages_P_G[p, g]),) * len(turn.completion.tokens),
+            place=place,
+            verdict=rollout.verdicts.get(speaker),
         )
         for p, group in enumerate(groups)
         for g, rollout in enumerate(group.rollouts)
-        for turn in rollout.turns
+        for place, turn in enumerate(rollout.turns)
         if turn.speaker == speaker
     ]
+
+
+def samples_of_others(groups: Sequence[Group], speakers: Sequence[str]) -> list[Sample]:
+    """The turns of all but `speakers`, such as a frozen opponent: recorded and not trained on."""
+    turns = groups[0].rollouts[0].turns
+    others = dict.fromkeys(turn.speaker for turn in turns if turn.speaker not in speakers)
+    nothing_P_G = np.zeros((len(groups), max(len(group.rollouts) for group in groups)))
+    return [sample for other in others for sample in samples_of(groups, other, nothing_P_G)]

@@ -62,6 +62,8 @@ def _describe(sample: Sample, means: Mapping[tuple[int, str], float], chat: Chat
         "group": sample.group,
         "rollout": sample.rollout,
         "speaker": sample.turn.speaker,
+        "place": sample.place,
+        "verdict": sample.verdict,
         "prompt_tokens": sample.turn.prompt_tokens,
         "prompt": chat.decode(sample.turn.prompt_tokens, with_special_tokens=True),
         "completion": completion.text,

@@ -34,11 +34,12 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One speaker's completion, and the prompt it answers."""
+    """One speaker's completion, the prompt it answers, and whether it holds the graded answer."""
 
     speaker: str
     prompt_tokens: tuple[int, ...]
     completion: Completion
+    is_graded: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,16 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One episode on a problem; `rewards` are keyed by speaker."""
+    """One episode on a problem; `rewards` and `verdicts` are keyed by speaker.
+
+    Speakers who are not the policy, such as a frozen opponent, have turns and no reward. Verdicts
+    are a judge's, 1 for who wins, -1 for who loses, and none where nobody judges.
+    """
 
     problem: Problem
     turns: tuple[Turn, ...]
     rewards: Mapping[str, Reward]
+    verdicts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,7 @@ class Sample:
     weight under cross-entropy; `trainer_logprobs` is None where the turn was left out of the batch.
     `old_logprobs` are the trainer's before the update, where a stage has the loss compare the
     policy with itself as it was instead of with its sampler.
+    `place` is the turn's in its rollout, and `verdict` what the judge said of its speaker.
     """
 
     problem: Problem
@@ -87,6 +94,8 @@ class Sample:
     advantages: tuple[float, ...]
     trainer_logprobs: tuple[float, ...] | None = None
     old_logprobs: tuple[float, ...] | None = None
+    place: int = 0
+    verdict: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

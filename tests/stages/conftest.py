@@ -65,6 +65,7 @@ def make_context(service: tinker.ServiceClient, chat: Chat) -> Callable[..., Sta
             reference_client=lambda: service.create_sampling_client(base_model="llama").result(),
             task=FirstTokenIsEven(chat) if has_signal else NothingIsRight(chat),
             paradigm=make_paradigm(config.SingleTurn()),
+            heldout_paradigm=make_paradigm(config.SingleTurn()),
             problems=PROBLEMS[:16],
             heldout=PROBLEMS[16:],
         )

@@ -18,10 +18,11 @@ from tinsmith.objectives.learning_rate import (
     lora_learning_rate,
     resolve_learning_rate,
 )
-from tinsmith.objectives.selection import keep_best, keep_correct
+from tinsmith.objectives.selection import keep_best, keep_correct, keep_winners
 
 REWARDS_P_G = np.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.5, 0.2, 0.5, 0.0]])
 IS_RIGHT_P_G = np.array([[True, False, False, False], [True] * 4, [False] * 4])
+VERDICTS_P_G = np.array([[1.0, -1.0, 0.0, 0.2], [0.0] * 4, [-0.1, 0.1, 0.0, -1.0]])
 
 some_rewards = arrays.arrays(
     np.float64,
@@ -63,12 +64,17 @@ def test_only_groups_whose_rewards_differ_have_variance():
 
 def test_keeping_the_correct_keeps_right_answers_whatever_their_reward():
     expected = [[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]
-    assert keep_correct(REWARDS_P_G, IS_RIGHT_P_G).tolist() == expected
+    assert keep_correct(REWARDS_P_G, IS_RIGHT_P_G, VERDICTS_P_G).tolist() == expected
 
 
 def test_keeping_the_best_keeps_ties_and_nothing_of_a_group_without_variance():
     expected = [[1, 0, 0, 0], [0, 0, 0, 0], [1, 0, 1, 0]]
-    assert keep_best(REWARDS_P_G, IS_RIGHT_P_G).tolist() == expected
+    assert keep_best(REWARDS_P_G, IS_RIGHT_P_G, VERDICTS_P_G).tolist() == expected
+
+
+def test_keeping_winners_keeps_neither_speaker_of_a_draw():
+    expected = [[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]]
+    assert keep_winners(REWARDS_P_G, IS_RIGHT_P_G, VERDICTS_P_G).tolist() == expected
 
 
 def test_the_rule_gives_llama_8b_the_published_learning_rate():

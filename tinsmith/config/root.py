@@ -5,19 +5,19 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from tinsmith.config.monitors import DEFAULT_MONITORS, Monitor
+from tinsmith.config.paradigms import Debate, Paradigm
 from tinsmith.config.sections import (
     Backend,
     Data,
     Evaluation,
     Lora,
     Model,
-    Paradigm,
     Section,
     SingleTurn,
     TableData,
     UserClass,
 )
-from tinsmith.config.stages import Stage
+from tinsmith.config.stages import Grpo, Rejection, Stage
 from tinsmith.config.tasks import ConstrainedTask, QaTask, SummaryTask, Task
 from tinsmith.tiny.limits import refusal
 
@@ -61,6 +61,13 @@ class Config(Section):
     def _seeds_are_distinct(self) -> "Config":
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be distinct and not negative, got {list(self.seeds)}")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_fit_the_paradigm(self) -> "Config":
+        for index, stage in enumerate(self.stages):
+            if stage.kind != "supervised" and (reason := _misfit(stage, self.paradigm)):
+                raise ValueError(f"stages[{index}].{reason}")
         return self
 
     @model_validator(mode="after")
@@ -111,3 +118,31 @@ def _needs_answers(task: Task) -> bool:
     if isinstance(task, SummaryTask):
         return task.weights.rouge > 0
     return not isinstance(task, ConstrainedTask | UserClass)
+
+
+def _misfit(stage: Rejection | Grpo, paradigm: Paradigm) -> str | None:
+    """Why a stage cannot learn from a paradigm's rollouts; None if it can."""
+    if paradigm.kind == "single_turn":
+        if stage.kind == "rejection" and stage.select == "winner":
+            return (
+                "select must be 'correct' or 'best' with paradigm.kind 'single_turn', in which"
+                " nobody wins, got 'winner'"
+            )
+        if stage.kind == "grpo" and stage.learn_from == "winners":
+            return (
+                "learn_from must be 'all' with paradigm.kind 'single_turn', in which nobody wins,"
+                " got 'winners'"
+            )
+    if isinstance(paradigm, Debate) and paradigm.opponent.kind == "self":
+        if stage.samples_per_problem % 2:
+            return (
+                "samples_per_problem must be even with paradigm.opponent.kind 'self', where the two"
+                f" speakers of a debate are two samples, got {stage.samples_per_problem}"
+            )
+        if stage.kind == "grpo" and stage.samples_per_problem < 4:
+            return (
+                "samples_per_problem must be at least 4 with paradigm.opponent.kind 'self', because"
+                " each speaker's rewards are compared over at least two debates, got"
+                f" {stage.samples_per_problem}"
+            )
+    return None

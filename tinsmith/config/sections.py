@@ -2,16 +2,18 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 COMMIT, REPOSITORY = r"^[0-9a-f]{40}$", r"^[\w.-]+/[\w.-]+$"
 TABLE_FILE, STAGE_NAME = r"\.(jsonl|csv|parquet)$", r"^[a-z0-9_-]+$"
 CLASS = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 USER_CLASS = "module:Class"
+CHECKPOINT = r"^tinker://.+"
 PATTERNS = {
     COMMIT: "must be a full commit hash of 40 hex digits, which pins it",
     REPOSITORY: "must be a hub repository's name like Org/Name",
     TABLE_FILE: "must end in .jsonl, .csv or .parquet",
+    CHECKPOINT: "must be the tinker:// path of saved sampler weights",
     STAGE_NAME: "must hold small letters, digits, '-' and '_' only",
     CLASS: "must name a class as module:Class, like my_code:MyClass",
 }
@@ -150,16 +152,6 @@ class SingleTurn(Section):
     """One prompt, one completion, one reward."""
 
     kind: Literal["single_turn"] = "single_turn"
-
-
-def _tag_of_paradigm(values: Any) -> str | None:
-    return "single_turn" if values == {} else tag_of_kind(values)
-
-
-Paradigm = Annotated[
-    Annotated[SingleTurn, Tag("single_turn")] | Annotated[UserClass, Tag(USER_CLASS)],
-    Discriminator(_tag_of_paradigm),
-]
 
 
 class Lora(Section):

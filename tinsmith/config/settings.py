@@ -8,6 +8,7 @@ travel as Snakemake's threads and resources instead.
 from typing import Any
 
 from tinsmith.config.monitors import DEFAULT_MONITORS, Monitor
+from tinsmith.config.paradigms import Paradigm
 from tinsmith.config.root import Config
 from tinsmith.config.sections import (
     Backend,
@@ -16,7 +17,6 @@ from tinsmith.config.sections import (
     Lora,
     Model,
     Operation,
-    Paradigm,
     Section,
 )
 from tinsmith.config.stages import Stage

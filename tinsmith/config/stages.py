@@ -40,11 +40,12 @@ class SamplingStage(StageBase):
 
 
 class Rejection(SamplingStage):
-    """Sample, keep the completions that are right (or the best of each group), train on those."""
+    """Sample, keep the completions that are right (or the best of each group, or the winners' of a
+    debate), train on those."""
 
     kind: Literal["rejection"]
     name: StageName = "rejection"
-    select: Literal["correct", "best"] = "correct"
+    select: Literal["correct", "best", "winner"] = "correct"
     loss: Literal["cross_entropy", "importance_sampling"] = "cross_entropy"
     temperature: Annotated[float, Field(gt=0)] = 1.0
 
@@ -67,6 +68,7 @@ class Grpo(SamplingStage):
     normalise_by_std: bool = False
     zero_variance: Literal["resample", "drop"] = "drop"
     max_resamples: Count = 3
+    learn_from: Literal["all", "winners"] = "all"
     loss: Literal["importance_sampling", "ppo", "cispo", "gspo"] = "importance_sampling"
     clip_low: Annotated[float, Field(ge=0, le=1)] | None = None
     clip_high: Annotated[float, Field(ge=1)] | None = None

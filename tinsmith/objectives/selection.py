@@ -10,12 +10,16 @@ changes nothing here: one update per batch leaves s_t at 1 up to rounding.
 import numpy as np
 
 
-def keep_correct(rewards_P_G: np.ndarray, is_right_P_G: np.ndarray) -> np.ndarray:
+def keep_correct(
+    rewards_P_G: np.ndarray, is_right_P_G: np.ndarray, verdicts_P_G: np.ndarray
+) -> np.ndarray:
     """w_pg = I[completion pg is right]."""
     return is_right_P_G.astype(np.float64)
 
 
-def keep_best(rewards_P_G: np.ndarray, is_right_P_G: np.ndarray) -> np.ndarray:
+def keep_best(
+    rewards_P_G: np.ndarray, is_right_P_G: np.ndarray, verdicts_P_G: np.ndarray
+) -> np.ndarray:
     """w_pg = I[r_pg = max_g r_pg > min_g r_pg]: the best of its group, ties all kept.
 
     A group whose rewards are all equal has no best and keeps nothing: its rollouts may all be bad.
@@ -25,4 +29,11 @@ def keep_best(rewards_P_G: np.ndarray, is_right_P_G: np.ndarray) -> np.ndarray:
     return ((rewards_P_G == best_P1) & (best_P1 > worst_P1)).astype(np.float64)
 
 
-SELECTIONS = {"correct": keep_correct, "best": keep_best}
+def keep_winners(
+    rewards_P_G: np.ndarray, is_right_P_G: np.ndarray, verdicts_P_G: np.ndarray
+) -> np.ndarray:
+    """w_pg = I[v_pg > 0]: where the judge prefers the speaker; a draw keeps neither speaker."""
+    return (verdicts_P_G > 0).astype(np.float64)
+
+
+SELECTIONS = {"correct": keep_correct, "best": keep_best, "winner": keep_winners}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinsmith import config
+from tinsmith.frozen import FrozenModels
 from tinsmith.rollouts import Sampler
 from tinsmith.tasks import Task
 from tinsmith.types import Completion, Group, Problem, Rollout, Turn
@@ -18,7 +19,7 @@ class SingleTurn:
     speakers: tuple[str, ...] = (SPEAKER,)
 
     @classmethod
-    def from_config(cls, section: config.SingleTurn) -> "SingleTurn":
+    def from_config(cls, section: config.SingleTurn, frozen: FrozenModels | None) -> "SingleTurn":
         return cls()
 
     def play(

@@ -7,7 +7,7 @@ import numpy as np
 import tinker
 
 from tinsmith import config
-from tinsmith.paradigms import Paradigm
+from tinsmith.paradigms import Paradigm, num_rollouts
 from tinsmith.problems import draw_problems
 from tinsmith.randomness import derive_seed
 from tinsmith.rollouts import Sampler
@@ -29,6 +29,7 @@ class StageContext:
     reference_client: Callable[[], tinker.SamplingClient]
     task: Task
     paradigm: Paradigm
+    heldout_paradigm: Paradigm
     problems: Sequence[Problem]
     heldout: Sequence[Problem]
 
@@ -37,14 +38,23 @@ class StageContext:
         return draw_problems(self.problems, size, step, self.seed, self.name, *path)
 
     def play(
-        self, sampler: Sampler, problems: Sequence[Problem], num_rollouts: int, *path: str | int
+        self, sampler: Sampler, problems: Sequence[Problem], num_samples: int, *path: str | int
     ) -> list[Group]:
-        """A group of rollouts for each problem, seeded by `path`, its place and its id."""
-        seeds = [
+        """A group with `num_samples` samples of the policy for each problem, seeded by `path`, its
+        place and its id."""
+        size = num_rollouts(self.paradigm, num_samples)
+        return self.paradigm.play(self.task, problems, size, sampler, self._seeds(problems, *path))
+
+    def play_heldout(self, sampler: Sampler, problems: Sequence[Problem]) -> list[Group]:
+        """One rollout for each problem, as evaluations play them, always from the same seeds."""
+        seeds = self._seeds(problems, "heldout")
+        return self.heldout_paradigm.play(self.task, problems, 1, sampler, seeds)
+
+    def _seeds(self, problems: Sequence[Problem], *path: str | int) -> list[int]:
+        return [
             derive_seed(self.seed, self.name, *path, index, problem.id)
             for index, problem in enumerate(problems)
         ]
-        return self.paradigm.play(self.task, problems, num_rollouts, sampler, seeds)
 
     def adam_params(self) -> tinker.AdamParams:
         """Adam without weight decay and clipping, every field said."""
@@ -72,7 +82,7 @@ def heldout_accuracy(
     """
     sampler = Sampler(client, context.task.chat, options.max_tokens)
     problems = context.heldout[: options.eval_problems]
-    groups = context.play(sampler, problems, 1, "heldout")
+    groups = context.play_heldout(sampler, problems)
     return float(
         np.mean([reward.is_right for g in groups for reward in g.rollouts[0].rewards.values()])
     )

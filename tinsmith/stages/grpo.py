@@ -11,7 +11,14 @@ from tinsmith.errors import TinsmithError
 from tinsmith.metrics import share_clipped
 from tinsmith.objectives.advantages import centre, standardise
 from tinsmith.objectives.policy_losses import loss_config
-from tinsmith.rollouts import Sampler, has_signal_P, rewards_P_G, samples_of
+from tinsmith.rollouts import (
+    Sampler,
+    has_signal_P,
+    rewards_P_G,
+    samples_of,
+    samples_of_others,
+    verdicts_P_G,
+)
 from tinsmith.stages.ahead import batches_ahead
 from tinsmith.stages.context import StageContext, heldout_accuracy, is_evaluation_due
 from tinsmith.stages.corrections import corrected
@@ -51,7 +58,7 @@ def _collect(
 ) -> Batch:
     """The batch of a step, sampled by `client`."""
     started_s = time.monotonic()
-    sampler = Sampler(client, context.task.chat, options.max_tokens)
+    sampler = Sampler(client, context.task.chat, options.max_tokens, step=step)
     groups = _sample_groups(options, context, sampler, step)
     samples = _credit(options, context.paradigm.speakers, groups)
     trained = [sample for sample in samples if any(sample.advantages)]
@@ -82,13 +89,16 @@ def _sample_groups(
 
 
 def _credit(options: config.Grpo, speakers: Sequence[str], groups: Sequence[Group]) -> list[Sample]:
-    """Every turn with its advantages, which are centred for each speaker apart."""
+    """Every turn with its advantages, which are centred for each speaker apart; with `learn_from:
+    winners` those of speakers whom the judge does not prefer are zero."""
     advantages = standardise if options.normalise_by_std else centre
-    return [
-        sample
-        for speaker in speakers
-        for sample in samples_of(groups, speaker, advantages(rewards_P_G(groups, speaker)))
-    ]
+    samples = []
+    for speaker in speakers:
+        advantages_P_G = advantages(rewards_P_G(groups, speaker))
+        if options.learn_from == "winners":
+            advantages_P_G = advantages_P_G * (verdicts_P_G(groups, speaker) > 0)
+        samples += samples_of(groups, speaker, advantages_P_G)
+    return samples + samples_of_others(groups, speakers)
 
 
 def _no_signal(options: config.Grpo, batch: Batch) -> str:

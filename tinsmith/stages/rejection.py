@@ -8,7 +8,14 @@ import numpy as np
 from tinsmith import config
 from tinsmith.errors import TinsmithError
 from tinsmith.objectives.selection import SELECTIONS
-from tinsmith.rollouts import Sampler, is_right_P_G, rewards_P_G, samples_of
+from tinsmith.rollouts import (
+    Sampler,
+    is_right_P_G,
+    rewards_P_G,
+    samples_of,
+    samples_of_others,
+    verdicts_P_G,
+)
 from tinsmith.stages.context import StageContext, heldout_accuracy, is_evaluation_due
 from tinsmith.stages.policy import Batch, update_policy
 from tinsmith.types import Group, Sample, StepRecord
@@ -22,7 +29,7 @@ def train(
     for step in range(first_step, options.steps):
         started_s = time.monotonic()
         sampler = Sampler(
-            sampling_client, context.task.chat, options.max_tokens, options.temperature
+            sampling_client, context.task.chat, options.max_tokens, options.temperature, step
         )
         problems = context.draw(options.problems_per_step, step)
         groups = context.play(sampler, problems, options.samples_per_problem, step)
@@ -46,13 +53,12 @@ def _select(
 ) -> list[Sample]:
     """Every turn, with the weight 1 on the tokens of what is kept and 0 on the others'."""
     select = SELECTIONS[options.select]
-    return [
-        sample
-        for speaker in speakers
-        for sample in samples_of(
-            groups, speaker, select(rewards_P_G(groups, speaker), is_right_P_G(groups, speaker))
-        )
-    ]
+    samples = []
+    for speaker in speakers:
+        measures = (rewards_P_G, is_right_P_G, verdicts_P_G)
+        weights_P_G = select(*(measure(groups, speaker) for measure in measures))
+        samples += samples_of(groups, speaker, weights_P_G)
+    return samples + samples_of_others(groups, speakers)
 
 
 def _no_signal(options: config.Rejection, batch: Batch) -> str:
