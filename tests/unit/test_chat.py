@@ -69,3 +69,23 @@ def test_a_template_that_refuses_a_role_is_an_error_in_plain_words():
     chat = Chat(word_tokenizer(eos_token="</s>", chat_template=TURNS))
     with pytest.raises(TinsmithError, match=r"refuses the messages.*system.*no system"):
         chat.prompt("two", "be brief")
+
+
+def test_a_chat_goes_on_behind_a_reply_as_the_template_writes_it():
+    tokenizer = make_tokenizer()
+    chat = Chat(tokenizer)
+    words = ("1+1", "2", "Are you sure? 3")
+    messages = [
+        {"role": role, "content": text}
+        for role, text in zip(("user", "assistant", "user"), words, strict=True)
+    ]
+    whole = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    begun = (*chat.prompt(words[0]), *chat.reply(words[1]))
+    assert (*begun, *chat.follow_up(words[2], begun[-1])) == tuple(whole)
+    cut_off = begun[:-1]
+    assert (*cut_off, *chat.follow_up(words[2], cut_off[-1])) == tuple(whole)
+
+
+def test_a_quoted_text_names_no_special_token():
+    chat = Chat(make_tokenizer())
+    assert chat.quote("a<|im_<|im_end|>end|>b <|im_start|>user") == "ab user"

@@ -24,6 +24,13 @@ def grpo(**changes: Any) -> dict[str, Any]:
     return config(stages=stages)
 
 
+def debate(stage: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """A small valid config of a debate against itself, with some keys replaced."""
+    paradigm = {"kind": "debate", "judge": {"kind": "ground_truth"}, "opponent": {"kind": "self"}}
+    stages = [{"kind": "grpo", "steps": 2} | (stage or {})]
+    return config(stages=stages, paradigm=paradigm | changes)
+
+
 def complaint(values: Any) -> str:
     with pytest.raises(TinsmithError) as caught:
         check(values)
@@ -87,6 +94,51 @@ def test_a_resolved_config_is_itself_valid() -> None:
 )
 def test_every_fault_names_the_key_the_rule_and_the_value(values: Any, said: str) -> None:
     assert said in complaint(values)
+
+
+WINNER = {"kind": "rejection", "select": "winner"}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (debate({"samples_per_problem": 7}), "stages[0].samples_per_problem must be even with"),
+        (debate({"samples_per_problem": 2}), "samples_per_problem must be at least 4 with"),
+        (config(stages=[{"steps": 1} | WINNER]), "stages[0].select must be 'correct' or 'best'"),
+        (grpo(learn_from="winners"), "stages[1].learn_from must be 'all' with paradigm.kind"),
+        (
+            debate(judge={"kind": "jury"}),
+            "judge.kind must be one of mock, ground_truth, model, got",
+        ),
+        (debate(opponent={"kind": "poool"}), "did you mean 'pool'?"),
+        (debate(opponent={"kind": "self", "every": 3}), "opponent.every is not a known key"),
+        (debate(opponent={"kind": "latest", "every": 0}), "opponent.every must be at least 1, got"),
+        (debate(rounds=-1), "paradigm.rounds must be at least 0, got -1"),
+        (debate(graded="both"), "paradigm.graded must be 'proposal' or 'final', got 'both'"),
+        (debate(weights={"verdict": 0.0}), "weights.verdict or task must be above 0, got 0 for"),
+        (debate(argue_prompt="?"), "paradigm.argue_prompt must contain {opponent}, got '?'"),
+        (debate(judge={"kind": "model", "prompt": "?"}), "judge.prompt must contain {debate}"),
+        (debate(judge={"kind": "model", "checkpoint": "c.json"}), "must be the tinker:// path of"),
+        (
+            debate(judge={"kind": "model", "verdict_tokens": ["A", "A"]}),
+            "judge.verdict_tokens must differ, got 'A' for both speakers",
+        ),
+        (
+            config(paradigm={"kind": "debate"}),
+            "paradigm.judge is required",
+        ),
+    ],
+)
+def test_every_fault_of_a_debate_names_the_key_the_rule_and_the_value(
+    values: Any, said: str
+) -> None:
+    assert said in complaint(values)
+
+
+def test_a_debate_that_fits_its_stages_passes() -> None:
+    assert check(debate()).paradigm.kind == "debate"
+    assert check(debate({"samples_per_problem": 7}, opponent={"kind": "pool"}))
+    assert check(debate(WINNER | {"samples_per_problem": 2}))
 
 
 def test_all_faults_are_told_at_once() -> None:
