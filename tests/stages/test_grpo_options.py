@@ -40,8 +40,16 @@ def weights_after(options: config.Grpo, context: StageContext, folder: Path) -> 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"kl_penalty": 0.1}, {"truncate_ratio": 2.0}, {"substeps": 2}, {"normalise_by": "sequence"}],
-    ids=lambda changes: next(iter(changes)),
+    [
+        {"kl_penalty": 0.1},
+        {"truncate_ratio": 2.0},
+        {"substeps": 2},
+        {"normalise_by": "sequence"},
+        {"loss": "ppo", "substeps": 2},
+        {"loss": "cispo"},
+        {"loss": "gspo"},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
 )
 def test_a_stage_with_an_option_that_is_cut_off_ends_with_the_weights_of_one_that_was_not(
     changes: dict, make_context: MakeContext, service: tinker.ServiceClient, tmp_path: Path
@@ -107,6 +115,23 @@ def test_normalising_by_sequence_gives_every_sequence_the_same_weight(make_conte
         if before.trainer_logprobs is not None:
             expected = before.advantages[0] / num_trained
             assert sum(after.advantages) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("loss", ["ppo", "cispo", "gspo"])
+def test_on_policy_every_loss_takes_the_step_of_importance_sampling(
+    loss: str, make_context: MakeContext
+):
+    """At a ratio of 1 nothing is clipped, and the gradients of all four are A grad log p."""
+    plain = train(grpo(steps=1), make_context())[0]
+    other = train(grpo(steps=1, loss=loss), make_context())[0]
+    assert other.metrics["share_clipped"] == 0.0
+    assert other.metrics["grad_norm"] == pytest.approx(plain.metrics["grad_norm"], rel=1e-4)
+
+
+def test_tight_bounds_clip_the_tokens_of_a_second_substep(make_context: MakeContext):
+    options = grpo(loss="ppo", substeps=2, clip_low=0.999, clip_high=1.001, steps=1)
+    record = train(options, make_context(learning_rate=0.02))[0]
+    assert 0.0 < record.metrics["share_clipped"] <= 0.5 + 1 / record.metrics["num_datums"]
 
 
 @pytest.mark.parametrize("staleness", [1, 2])
