@@ -7,6 +7,7 @@ import pytest
 from tinsmith.backend import futures
 from tinsmith.backend.futures import Failure, JsonResult, Promise, Promises, ProtoResult
 from tinsmith.backend.sequencer import Sequencer
+from tinsmith.errors import TinsmithError
 
 
 def run_in_order_of(arrivals: list[int]) -> tuple[list[int], list[Promise]]:
@@ -48,6 +49,98 @@ def test_a_refused_request_lets_those_behind_it_go_on():
         refused = sequencer.refuse("m", 1, "no such thing")
         assert started == [2]
         assert await refused.wait(5) == Failure("no such thing", "user")
+
+    asyncio.run(claim())
+
+
+def test_what_waits_behind_a_request_that_never_comes_fails_and_the_model_goes_on():
+    async def claim() -> None:
+        sequencer = Sequencer(Promises(), gap_timeout_s=0.2)
+        sequencer.open("m")
+        started: list[int] = []
+
+        def submit(seq_id: int) -> Promise:
+            return sequencer.submit("m", seq_id, lambda _: started.append(seq_id))
+
+        submit(1)
+        behind = submit(3)
+        await asyncio.sleep(0.15)
+        later = submit(4)  # does not put the end of the wait off
+        for promise in (behind, later):
+            failure = await promise.wait(0.15)
+            assert isinstance(failure, Failure)
+            assert "seq_id 2 of model m did not come within 0.2 s" in failure.message
+            assert "goes on with seq_id 5" in failure.message
+        late = await submit(2).wait(5)
+        assert isinstance(late, Failure)
+        assert "is not carried out" in late.message
+        assert submit(3) is behind
+        submit(5)
+        assert started == [1, 5]
+
+    asyncio.run(claim())
+
+
+def test_a_gap_that_is_filled_in_time_costs_nothing():
+    async def claim() -> None:
+        sequencer = Sequencer(Promises(), gap_timeout_s=0.1)
+        sequencer.open("m")
+        started: list[int] = []
+        for seq_id in (2, 1):
+            sequencer.submit("m", seq_id, lambda _, seq_id=seq_id: started.append(seq_id))
+        await asyncio.sleep(0.2)
+        waits = sequencer.submit("m", 3, lambda _: started.append(3))
+        assert started == [1, 2, 3]
+        assert not waits.is_done
+
+    asyncio.run(claim())
+
+
+def test_what_waits_is_answered_when_its_session_ends():
+    async def claim() -> None:
+        sequencer = Sequencer(Promises())
+        sequencer.open("s:train:0")
+        sequencer.open("other:train:0")
+        waits = sequencer.submit("s:train:0", 2, lambda _: None)
+        sequencer.close("s")
+        failure = await waits.wait(5)
+        assert isinstance(failure, Failure)
+        assert "its session has ended" in failure.message
+        assert not sequencer.is_open("s:train:0")
+        assert sequencer.is_open("other:train:0")
+
+    asyncio.run(claim())
+
+
+@pytest.mark.parametrize("seq_id", [0, -1, 10_001, 2**60])
+def test_a_seq_id_that_no_client_can_mean_is_refused_and_changes_nothing(seq_id: int):
+    async def claim() -> None:
+        promises = Promises()
+        sequencer = Sequencer(promises)
+        sequencer.open("m")
+        with pytest.raises(TinsmithError, match=f"next one that is due, 1; got {seq_id}"):
+            sequencer.submit("m", seq_id, lambda _: None)
+        assert promises.get(f"m:{seq_id}") is None
+
+    asyncio.run(claim())
+
+
+def test_a_request_whose_answer_was_forgotten_does_not_act_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(futures, "MAX_FETCHED_BYTES", 10)
+
+    async def claim() -> None:
+        promises = Promises()
+        sequencer = Sequencer(promises)
+        sequencer.open("m")
+        started: list[int] = []
+        for seq_id in (1, 2):
+            sequencer.submit("m", seq_id, lambda _, seq_id=seq_id: started.append(seq_id))
+            promises.note_fetched(f"m:{seq_id}", ProtoResult(b"x" * 20))
+        assert promises.get("m:1") is None
+        failure = await sequencer.submit("m", 1, lambda _: started.append(1)).wait(5)
+        assert isinstance(failure, Failure)
+        assert "m:1 is not carried out" in failure.message
+        assert started == [1, 2]
 
     asyncio.run(claim())
 

@@ -1,6 +1,8 @@
 """Checkpoints are whole or absent, stay in their store, and go when their time is up."""
 
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,3 +159,103 @@ def test_a_store_of_another_version_is_refused_and_left_alone(tmp_path: Path):
     with pytest.raises(TinsmithError, match=r"schema 99, this one reads 2.*--store"):
         Store(tmp_path)
     assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("runs",)]
+
+
+VERSION_1 = """
+PRAGMA user_version = 1;
+CREATE TABLE sessions (
+    session_id TEXT PRIMARY KEY, created TEXT NOT NULL, details TEXT NOT NULL, ended TEXT);
+CREATE TABLE runs (
+    model_id TEXT PRIMARY KEY, session_id TEXT NOT NULL, base_model TEXT NOT NULL,
+    lora TEXT NOT NULL, user_metadata TEXT, last_request TEXT NOT NULL);
+CREATE TABLE checkpoints (
+    path TEXT PRIMARY KEY, model_id TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
+    folder TEXT NOT NULL, time TEXT NOT NULL, size_bytes INTEGER NOT NULL, expires TEXT,
+    user_metadata TEXT);
+CREATE TABLE samplers (
+    sampler_id TEXT PRIMARY KEY, base_model TEXT NOT NULL, model_path TEXT);
+INSERT INTO sessions VALUES (
+    's', '2026-01-01T00:00:00.000000+00:00', '{"display_name": "old"}', NULL);
+INSERT INTO runs VALUES ('s:train:0', 's', 'base', '{"rank": 4, "alpha": 32.0, "train_attn": true,
+    "train_mlp": true, "train_unembed": true}', NULL, '2026-01-01T00:00:00.000000+00:00');
+INSERT INTO checkpoints VALUES ('tinker://s:train:0/weights/one', 's:train:0', 'weights', 'one',
+    'runs/s_train_0/weights/one-1', '2026-01-01T00:00:00.000000+00:00', 2, NULL, NULL);
+INSERT INTO samplers VALUES ('s:sample:0', 'base', 'tinker://s:train:0/weights/one');
+"""
+
+
+def test_a_store_of_version_1_is_brought_up_to_date_with_all_that_is_in_it(tmp_path: Path):
+    database = sqlite3.connect(tmp_path / "tinsmith.sqlite")
+    database.executescript(VERSION_1)
+    database.close()
+    folder = tmp_path / "runs/s_train_0/weights/one-1"
+    folder.mkdir(parents=True)
+    write("x")(folder)
+    for _ in range(2):  # once brought up to date, it is read as it is
+        store = Store(tmp_path)
+        assert content(store, "tinker://s:train:0/weights/one") == {"x"}
+        checkpoint = store.checkpoints()[-1]
+        assert not checkpoint.public
+        assert store.runs(10, 0)[0][0].lora == LoraSettings(4, 32.0)
+        session = store.sessions.find("s")
+        assert session is not None
+        assert session.details == {"display_name": "old"}
+        sampler = store.sampler("s:sample:0")
+        assert sampler is not None
+        assert sampler.model_path == checkpoint.path
+        store.save("s:train:0", "weights", "two", write("y"), overwrite=True)
+        store.close()
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from tinsmith.backend.adapter import LoraSettings
+from tinsmith.backend.store import Store
+store = Store(pathlib.Path(sys.argv[1]))
+def write(folder):
+    (folder / "a").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+store.save("session:train:0", "weights", sys.argv[2], write, overwrite=True)
+"""
+
+
+def test_what_a_killed_server_had_begun_is_cleared_up_at_the_next_start(store: Store):
+    path = store.save(RUN, "weights", "one", write("whole")).path
+    for name in ("one", "two"):
+        subprocess.run([sys.executable, "-c", KILLED, str(store.directory), name], check=False)
+    assert len(folders(store)) == 3
+    beside = Store(store.directory)  # `store` may be writing just this
+    beside.close()
+    assert len(folders(store)) == 3
+    store.close()
+    again = Store(store.directory)
+    assert len(folders(again)) == 1
+    assert content(again, path) == {"whole"}
+    assert [c.path for c in again.checkpoints()] == [path]
+    again.close()
+
+
+def test_one_checkpoint_is_deleted_and_no_other(store: Store):
+    paths = [store.save(RUN, "weights", name, write(name)).path for name in ("one", "two")]
+    checkpoint = store.checkpoint(paths[0])
+    assert checkpoint is not None
+    store.delete(checkpoint)
+    assert store.checkpoint(paths[0]) is None
+    assert content(store, paths[1]) == {"two"}
+    assert len(folders(store)) == 1
+    again = store.save(RUN, "weights", "one", write("new")).path
+    store.delete(checkpoint)  # of the same name, but another one
+    assert content(store, again) == {"new"}
+
+
+def test_a_time_to_live_can_be_set_and_lifted(store: Store):
+    path = store.save(RUN, "weights", "one", write("x"), ttl_seconds=3600).path
+    store.set_ttl(path, None)
+    found = store.checkpoint(path)
+    assert found is not None
+    assert found.expires is None
+    store.set_ttl(path, 0)
+    time.sleep(0.01)
+    assert store.checkpoint(path) is None
+    store.remove_expired()
+    assert folders(store) == []

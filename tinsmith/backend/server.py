@@ -20,6 +20,7 @@ from tinsmith.backend.base_model import BaseModel, load_base_models
 from tinsmith.backend.check import check_model
 from tinsmith.backend.core import Core
 from tinsmith.backend.engine import Engine
+from tinsmith.backend.expiry import expiring_checkpoints
 from tinsmith.backend.futures import Failure, Promises
 from tinsmith.backend.logs import configure_logs
 from tinsmith.backend.loss_choice import check_substitutes
@@ -48,7 +49,7 @@ def serve(settings: ServerSettings) -> None:
     with _listening_socket(settings) as listener:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        with running_core(settings) as core:
+        with running_core(settings) as core, expiring_checkpoints(core.store):
             host, port = listener.getsockname()[:2]
             app = make_app(core, settings.api_key)
             config = uvicorn.Config(

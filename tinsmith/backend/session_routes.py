@@ -59,6 +59,7 @@ def add_session_routes(api: APIRouter, core: Core, training: Training, samplers:
         _known(core, session_id)
         core.store.sessions.end(session_id, request.model_dump(exclude={"type"}))
         heard.pop(session_id, None)
+        core.sequencer.close(session_id)
 
         def free() -> JsonResult:
             training.free(session_id)

@@ -3,9 +3,11 @@
 import fcntl
 import json
 import logging
+import math
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +21,7 @@ from tinsmith.errors import TinsmithError
 from tinsmith.files import new_directory
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+TOUCH_PERIOD_S = 1.0
 ALIVE = "expires IS NULL OR expires >= ?"
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ class Store:
         directory.mkdir(parents=True, exist_ok=True)
         self._db = Database(directory / "tinsmith.sqlite")
         self.sessions = SessionStore(self._db)
+        self._touched: dict[str, float] = {}  # model id -> when touch_run wrote last (monotonic)
         self._presence = (directory / "servers.lock").open("a")
         self._sweep()
         self.remove_expired()
@@ -68,6 +72,10 @@ class Store:
         )
 
     def touch_run(self, model_id: str) -> None:
+        """Note that a run is in use, to a second: writing costs more than some requests."""
+        if time.monotonic() - self._touched.get(model_id, -math.inf) < TOUCH_PERIOD_S:
+            return
+        self._touched[model_id] = time.monotonic()
         self._db.write("UPDATE runs SET last_request = ? WHERE model_id = ?", now(), model_id)
 
     def run(self, model_id: str) -> Run | None:

@@ -169,7 +169,6 @@ class Training:
     def free(self, session_id: str) -> None:
         """Drop a session's models from memory; their checkpoints stay."""
         for model_id in [key for key in self._trainers if key.startswith(f"{session_id}:")]:
-            self._core.sequencer.close(model_id)
             self._trainers.pop(model_id)
             self._warned.discard(model_id)
 
@@ -190,6 +189,11 @@ class Training:
             return earlier
 
         def operation() -> Result:
+            # A request that is repeated long after its answer was fetched makes nothing anew.
+            if model_id in self._trainers:
+                return JsonResult({"model_id": model_id, **answer})
+            if self._core.store.run(model_id) is not None:
+                raise self._core.lost_model(model_id)
             trainer, base_model = make()
             self._core.store.add_run(model_id, session_id, base_model, trainer.settings, metadata)
             self._trainers[model_id] = trainer
