@@ -53,17 +53,20 @@ def base(request: pytest.FixtureRequest, bases: "dict[str, BaseModel]") -> "Base
 
 
 @pytest.fixture(scope="session")
-def endpoint(
-    model_dirs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> "Iterator[Endpoint]":
+def endpoint_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The --store of `endpoint`; treat it as read-only."""
+    return tmp_path_factory.mktemp("server") / "store"
+
+
+@pytest.fixture(scope="session")
+def endpoint(model_dirs: dict[str, Path], endpoint_store: Path) -> "Iterator[Endpoint]":
     """One server of both models for the whole session; its token budget forces micro-batches."""
     from tinsmith.serving import local_server
 
-    folder = tmp_path_factory.mktemp("server")
     sources = {name: str(directory) for name, directory in model_dirs.items()}
-    options = [f"--store={folder / 'store'}", "--token-budget=256", "--threads=1"]
+    options = [f"--store={endpoint_store}", "--token-budget=256", "--threads=1"]
     with (
-        local_server(sources, options, log=folder / "log") as endpoint,
+        local_server(sources, options, log=endpoint_store.parent / "log") as endpoint,
         pytest.MonkeyPatch.context() as patch,
     ):
         for variable, value in endpoint.environment().items():

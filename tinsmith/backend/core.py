@@ -15,6 +15,12 @@ from tinsmith.backend.sequencer import Sequencer
 from tinsmith.backend.store import Store
 from tinsmith.errors import TinsmithError
 
+SAVED_BY = {
+    "weights": "save_state",
+    "sampler_weights": "save_weights_for_sampler",
+    "external_weights": "save_weights_external",
+}
+
 
 class NotFound(TinsmithError):
     """A session, model, sampler or checkpoint that this server does not know."""
@@ -63,7 +69,8 @@ class Core:
             raise NotFound(f"checkpoint {path} does not exist in {self.store.directory}")
         if checkpoint.kind not in kinds:
             raise TinsmithError(
-                f"checkpoint {path} is of kind {checkpoint.kind}, needed: {' or '.join(kinds)}"
+                f"checkpoint {path} is of kind {checkpoint.kind}, needed: "
+                + " or ".join(f"{kind} ({SAVED_BY[kind]} makes one)" for kind in kinds)
             )
         run = self.store.run(checkpoint.model_id)
         assert run is not None, "a checkpoint without its run"
