@@ -107,6 +107,33 @@ def test_a_repeated_request_acts_once(endpoint: Endpoint, in_order: tuple[float,
     assert wire.loss(3) == in_order[1]
 
 
+def test_a_save_that_is_sent_twice_saves_once(endpoint: Endpoint):
+    wire = Wire(endpoint)
+    body = {"model_id": wire.model_id, "seq_id": 1, "path": "once"}
+    sent = [wire.post("save_weights", body) for _ in range(2)]
+    assert sent[0] == sent[1]
+    path = f"tinker://{wire.model_id}/weights/once"
+    assert [wire.result(one)["path"] for one in sent] == [path, path]
+    assert wire.result(wire.post("save_weights", body))["path"] == path
+    again = wire.result(wire.post("save_weights", body | {"seq_id": 2}))
+    assert "exists already" in again["error"]
+
+
+def test_a_seq_id_before_the_first_is_refused(endpoint: Endpoint):
+    wire = Wire(endpoint)
+    with pytest.raises(httpx.HTTPStatusError, match="400"):
+        wire.forward_backward(0)
+    assert wire.loss(1) > 0
+
+
+def test_what_waits_is_answered_when_its_session_ends(endpoint: Endpoint):
+    wire = Wire(endpoint)
+    waits = wire.optim_step(2)
+    session = wire.model_id.split(":")[0]
+    wire.post(f"sessions/{session}/finish", {"reason": {"type": "interrupted"}})
+    assert "its session has ended" in wire.result(waits)["error"]
+
+
 def test_a_refused_request_does_not_hold_up_those_behind_it(endpoint: Endpoint):
     wire = Wire(endpoint)
     behind = wire.forward_backward(2, forward_only=True)
