@@ -57,3 +57,11 @@ def test_math_rl_stays_on_policy_when_it_trains_on_minibatches_as_they_come(reci
     )  # fmt: skip
     assert_trains(metrics, 3)
     assert max(map(sampler_trainer_kl, metrics)) < SAME_POLICY_KL_NATS
+
+
+def test_math_rl_takes_two_clipped_steps_on_what_it_sampled_once(recipes: Recipes):
+    """PPO: the second step's half was sampled by the weights before the first."""
+    metrics = recipes.run("math_rl.train", "runs/ppo", *ARITHMETIC, "max_steps=2", "loss_fn=ppo",
+                          "num_substeps=2")  # fmt: skip
+    assert_trains(metrics, 2)
+    assert all(step["optim/kl_sample_train_v2"] > SAME_POLICY_KL_NATS for step in metrics)
