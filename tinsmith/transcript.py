@@ -3,11 +3,14 @@
 import math
 from collections.abc import Iterable, Iterator
 from html import escape
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from tinsmith.files import write_text
 from tinsmith.step_files import Step
+
+Row = dict[str, Any]
 
 MAX_STEPS = 12
 MAX_SAMPLES = 24
@@ -16,7 +19,8 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
   color: #1c2330; background: #fff; }}
-h1 {{ font-size: 1.5rem; }} summary {{ cursor: pointer; font-weight: 600; margin: .6rem 0; }}
+h1 {{ font-size: 1.5rem; }} h3 {{ margin: 1.2rem 0 0; white-space: pre-wrap; }}
+summary {{ cursor: pointer; font-weight: 600; margin: .6rem 0; }}
 table {{ border-collapse: collapse; width: 100%; }}
 th, td {{ text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #e3e7ee;
   vertical-align: top; }}
@@ -56,26 +60,73 @@ def _section(step: Step) -> str:
         for name in ("reward_mean", "loss", "kl_nats", "heldout_accuracy")
         if name in step["metrics"]
     )
-    samples = step["samples"][:MAX_SAMPLES]
+    rollouts = _shown_rollouts(step["samples"])
+    samples = [turn for turns in rollouts for turn in turns]
     largest = max((abs(a) for sample in samples for a in sample["advantages"]), default=0.0)
-    rows = "\n".join(_row(sample, largest) for sample in samples)
+    if len(samples) == len(rollouts):
+        rows = "\n".join(_row(sample, largest) for sample in samples)
+        shown = (
+            "<table><tr><th>prompt</th><th>completion</th><th>answer</th><th>reward</th></tr>\n"
+            f"{rows}</table>"
+        )
+    else:
+        shown = "\n".join(_conversation(turns, largest) for turns in rollouts)
     return (
         f"<details{' open' if step['step'] == 0 else ''}><summary>Step {step['step']}"
-        f" <span class='note'>{escape(metrics)}</span></summary>\n<table><tr><th>prompt</th>"
-        f"<th>completion</th><th>answer</th><th>reward</th></tr>\n{rows}</table></details>"
+        f" <span class='note'>{escape(metrics)}</span></summary>\n{shown}</details>"
     )
 
 
-def _row(sample: dict[str, Any], largest: float) -> str:
-    reward = "" if sample["reward"] is None else f"{sample['reward']:.3g}"
+def _shown_rollouts(samples: list[Row]) -> list[list[Row]]:
+    """The turns of each rollout in the order in which they were taken; whole rollouts, as many as
+    MAX_SAMPLES turns allow, and one at least."""
+    rollouts: dict[tuple[int, int], list[Row]] = {}
+    for sample in samples:
+        rollouts.setdefault((sample["group"], sample["rollout"]), []).append(sample)
+    ordered = [sorted(turns, key=lambda turn: turn["place"]) for turns in rollouts.values()]
+    num_turns = accumulate(map(len, ordered))
+    return [
+        turns
+        for i, (turns, n) in enumerate(zip(ordered, num_turns, strict=True))
+        if i == 0 or n <= MAX_SAMPLES
+    ]
+
+
+def _conversation(turns: list[Row], largest: float) -> str:
+    """One rollout of several turns, with what the judge said of each speaker."""
+    first = turns[0]
+    verdicts = {turn["speaker"]: turn["verdict"] for turn in turns if turn["verdict"] is not None}
+    said = ", ".join(f"{speaker} {verdict:+.3g}" for speaker, verdict in verdicts.items())
+    winner = next((speaker for speaker, verdict in verdicts.items() if verdict > 0), None)
+    outcome = f"{winner} wins" if winner else "a draw"
+    judged = f" · {escape(outcome)} ({escape(said)})" if verdicts else ""
+    rows = "\n".join(
+        f"<tr><td>{escape(turn['speaker'])}</td>"
+        f"<td><pre>{''.join(_tokens(turn, largest))}</pre></td>"
+        f"<td class='number'>{_reward(turn)}</td></tr>"
+        for turn in turns
+    )
+    return (
+        f"<h3>{escape(first['question'])}</h3><p class='note'>answer"
+        f" {escape(first['answer'])}{judged}</p>\n<table><tr><th>speaker</th><th>speech</th>"
+        f"<th>reward</th></tr>\n{rows}</table>"
+    )
+
+
+def _row(sample: Row, largest: float) -> str:
     return (
         f"<tr><td><pre>{escape(sample['question'])}</pre></td>"
         f"<td><pre>{''.join(_tokens(sample, largest))}</pre></td>"
-        f"<td><pre>{escape(sample['answer'])}</pre></td><td class='number'>{reward}</td></tr>"
+        f"<td><pre>{escape(sample['answer'])}</pre></td>"
+        f"<td class='number'>{_reward(sample)}</td></tr>"
     )
 
 
-def _tokens(sample: dict[str, Any], largest: float) -> Iterator[str]:
+def _reward(sample: Row) -> str:
+    return "" if sample["reward"] is None else f"{sample['reward']:.3g}"
+
+
+def _tokens(sample: Row, largest: float) -> Iterator[str]:
     logprobs = sample["logprobs"] or sample["trainer_logprobs"]
     rows = zip(sample["pieces"], sample["advantages"], logprobs, strict=True)
     for piece, advantage, logprob in rows:

@@ -1,6 +1,8 @@
 """The working folder of a stage, and the files that it leaves."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,39 @@ def test_a_transcript_escapes_what_was_written_and_shades_what_was_trained(tmp_p
     assert "&lt;27+58&gt;" in page
     assert "grpo &amp; more" in page
     assert "hsl(140" in page
+
+
+def test_a_transcript_shows_a_debate_in_turns_with_its_verdict(tmp_path: Path):
+    """Its samples come in the order in which they were trained on, others between them."""
+    said = [("second", 3, "43"), ("first", 0, "41"), ("second", 1, "40"), ("first", 2, "42")]
+    verdicts = {"first": 0.5, "second": -0.5}
+    (sample,) = record(0).samples
+    samples = [
+        replace(
+            sample,
+            turn=replace(
+                sample.turn,
+                speaker=speaker,
+                completion=replace(sample.turn.completion, tokens=CHAT.reply(text)),
+            ),
+            rollout=rollout,
+            place=place,
+            verdict=verdicts[speaker],
+        )
+        for rollout in (1, 0)
+        for speaker, place, text in said
+    ]
+    write_step(tmp_path, replace(record(0), samples=tuple(samples)), CHAT)
+    write_transcript(tmp_path / "t.html", "debate", read_steps(tmp_path, 1), 1)
+    page = (tmp_path / "t.html").read_text()
+    debate = page.split("<h3>")[1]
+    assert page.count("<h3>") == 2
+    assert "first wins (" in debate
+    assert "first +0.5" in debate
+    assert "second -0.5" in debate
+    assert re.findall(r"<tr><td>(\w+)</td>", debate) == ["first", "second"] * 2
+    words = re.findall(r">(\d)</span>", debate)
+    assert "".join(words) == "41404243"
 
 
 def test_a_long_stage_shows_its_first_and_last_step_among_a_dozen():
