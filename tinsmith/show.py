@@ -19,7 +19,7 @@ SORTS: dict[str, Callable[[Row], Any]] = {
     "reward": lambda row: -(row["reward"] or 0.0),
     "advantage": lambda row: -max(row["advantages"], key=abs, default=0.0),
     "length": lambda row: -len(row["tokens"]),
-    "group": lambda row: (row["group"], row["rollout"]),
+    "group": lambda row: (row["group"], row["rollout"], row["place"]),
 }
 SHOWN_METRICS = ("reward_mean", "share_right", "loss", "kl_nats", "entropy_nats", "grad_norm")
 

@@ -21,6 +21,13 @@ GRPO = {
     "samples_per_problem": 8,
     "learning_rate": 0.0005,
 }
+# Snapshots are taken at other steps than working checkpoints, so that a kill loses one.
+DEBATE = {
+    "kind": "debate",
+    "judge": {"kind": "mock"},
+    "opponent": {"kind": "pool", "every": 2},
+    "argue_prompt": "{opponent}",
+}
 COMMON = {"save_every": 3, "eval_problems": 4, "max_tokens": 4}
 
 
@@ -34,14 +41,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(folder: Path, model: Path, stage: dict, target: str, previous: Path | None) -> list:
+def command(
+    folder: Path,
+    model: Path,
+    stage: dict,
+    target: str,
+    previous: Path | None,
+    paradigm: dict | None = None,
+) -> list:
     settings = {
         "run": "seed=0",
         "seed": 0,
         "model_name": "tiny",
         "stage": stage | COMMON,
         "task": {"kind": "arithmetic"},
-        "paradigm": {"kind": "single_turn"},
+        "paradigm": paradigm or {"kind": "single_turn"},
         "lora": {"rank": 4},
         "backend": {"store": str(folder / "store")},
     }
@@ -103,3 +117,28 @@ def test_a_killed_stage_goes_on_and_ends_as_if_it_had_not_been_killed(
     checkpoint = Checkpoint.read(killed / "checkpoint.json")
     assert checkpoint.weights_sha256 == weights_sha256(killed / "weights")
     assert (checkpoint.stage, checkpoint.step, checkpoint.lora_rank) == ("grpo", STEPS, 4)
+
+
+def test_a_killed_debate_goes_on_against_the_same_opponents(folder: Path, llama_dir: Path):
+    stage = GRPO | {"problems_per_step": 4, "samples_per_problem": 4, "steps": 8}
+    straight, killed = (
+        command(folder, llama_dir, stage, f"debate-{name}", None, DEBATE)
+        for name in ("straight", "killed")
+    )
+    subprocess.run(straight, check=True)
+    work = folder / "work" / "debate-killed"
+    kill_after(killed, work / "progress.json", 5)
+    snapshots = json.loads((work / "progress.json").read_text())["snapshots"]
+    assert set(snapshots) >= {"0", "2"}
+    assert all(path.startswith("tinker://") for path in snapshots.values())
+    subprocess.run(killed, check=True)
+
+    folders = folder / "debate-straight", folder / "debate-killed"
+    assert "goes on at step" in (folders[1] / "train.log").read_text()
+    weights = {weights_sha256(folder / "weights") for folder in folders}
+    assert len(weights) == 1
+    said = [
+        [json.loads(file.read_text())["samples"] for file in sorted((out / "steps").iterdir())]
+        for out in folders
+    ]
+    assert said[0] == said[1]

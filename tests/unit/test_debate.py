@@ -9,6 +9,7 @@ import tinker
 
 from tinsmith import config
 from tinsmith.chat import Chat
+from tinsmith.errors import TinsmithError
 from tinsmith.frozen import FrozenModels
 from tinsmith.opponents import Snapshots
 from tinsmith.paradigms import Debate, make_paradigm, num_rollouts, put_in_training
@@ -231,7 +232,11 @@ def test_the_mock_judge_is_a_coin_of_the_seed():
 def test_samples_are_dealt_out_to_the_speakers():
     against_itself = put_in_training(debate(), None)
     assert num_rollouts(against_itself, 8) == 4
-    assert num_rollouts(debate(), 8) == 8
+    assert num_rollouts(debate(), 7) == 7
+    with pytest.raises(
+        TinsmithError, match=r"samples_per_problem must be a multiple of 2, .*got 7"
+    ):
+        num_rollouts(against_itself, 7)
 
 
 class Trainer:
