@@ -30,6 +30,7 @@ cookbook: $(VENV)/engine.stamp $(COOKBOOK)/stamp
 bench: $(VENV)/engine.stamp
 	python -m benchmarks.sampling
 	python -m benchmarks.training
+	python -m benchmarks.round_trip
 
 $(VENV)/engine.stamp: envs/engine.txt | $(BIN)/python
 	envs/install.sh $(BIN)/python envs/engine.txt
