@@ -34,7 +34,7 @@ from tinsmith.serving import connect
 from tinsmith.stages import STAGES, StageContext
 from tinsmith.step_files import read_steps, write_metrics, write_step
 from tinsmith.tasks import make_task, try_problems
-from tinsmith.transcript import write_transcript
+from tinsmith.transcript import write_step_pages, write_transcript
 from tinsmith.types import StepRecord
 
 logger = logging.getLogger(__name__)
@@ -165,10 +165,11 @@ def _write_outputs(
     """The stage's files; checkpoint.json last, because it says that the others are there."""
     num_steps = settings.stage.steps
     steps = args.work / "steps"
+    title = f"{settings.stage.name}, {settings.run}"
     with new_directory(args.steps) as draft:
         shutil.copytree(steps, draft, dirs_exist_ok=True)
+        write_step_pages(draft, title, read_steps(steps, num_steps))
     write_metrics(args.metrics, steps, num_steps)
-    title = f"{settings.stage.name}, {settings.run}"
     write_transcript(args.transcript, title, read_steps(steps, num_steps), num_steps)
     paths = save_final(training_client, "final")
     digest = fetch_weights(training_client, "final", args.weights)

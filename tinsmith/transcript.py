@@ -1,4 +1,5 @@
-"""transcript.html: what a stage sampled and how each token was weighted, for a person to read."""
+"""What a stage sampled and how each token was weighted, for a person to read: transcript.html shows
+some steps, training_step_<k>.html one."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ Row = dict[str, Any]
 
 MAX_STEPS = 12
 MAX_SAMPLES = 24
+MAX_SAMPLES_OF_STEP = 512
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -32,19 +34,40 @@ span {{ border-radius: 2px; }} .note {{ color: #5b6675; }}
 {steps}
 </body></html>
 """
-NOTE = (
+SHADES = (
     "Each token is shaded by the weight that training gave it: green was made more likely, red less"
-    " likely, unshaded was left out. Shown are {shown} of {num_steps} steps and at most"
-    " {max_samples} samples of each; steps/ holds all of them."
+    " likely, unshaded was left out."
+)
+NOTE = (
+    SHADES + " Shown are {shown} of {num_steps} steps and at most {max_samples} samples of each;"
+    " steps/ holds a page of every step."
+)
+STEP_NOTE = (
+    SHADES + " Shown are at most {max_samples} samples; training_step_{step}.json holds all."
 )
 
 
 def write_transcript(path: Path, title: str, steps: Iterable[Step], num_steps: int) -> None:
     """Write the page: steps at even distances, the first and the last among them."""
     shown = shown_steps(num_steps)
-    sections = [_section(step) for step in steps if step["step"] in shown]
+    sections = [
+        _section(step, MAX_SAMPLES, is_open=step["step"] == 0)
+        for step in steps
+        if step["step"] in shown
+    ]
     note = NOTE.format(shown=len(sections), num_steps=num_steps, max_samples=MAX_SAMPLES)
     write_text(path, PAGE.format(title=escape(title), note=note, steps="\n".join(sections)))
+
+
+def write_step_pages(folder: Path, title: str, steps: Iterable[Step]) -> None:
+    """Write training_step_<k>.html for each step."""
+    for step in steps:
+        name = f"training_step_{step['step']}"
+        note = STEP_NOTE.format(max_samples=MAX_SAMPLES_OF_STEP, step=step["step"])
+        section = _section(step, MAX_SAMPLES_OF_STEP, is_open=True)
+        write_text(
+            folder / f"{name}.html", PAGE.format(title=escape(title), note=note, steps=section)
+        )
 
 
 def shown_steps(num_steps: int) -> set[int]:
@@ -54,13 +77,13 @@ def shown_steps(num_steps: int) -> set[int]:
     return {round(i * (num_steps - 1) / (MAX_STEPS - 1)) for i in range(MAX_STEPS)}
 
 
-def _section(step: Step) -> str:
+def _section(step: Step, max_samples: int, *, is_open: bool) -> str:
     metrics = " · ".join(
         f"{name} {step['metrics'][name]:.3g}"
         for name in ("reward_mean", "loss", "kl_nats", "heldout_accuracy")
         if name in step["metrics"]
     )
-    rollouts = _shown_rollouts(step["samples"])
+    rollouts = _shown_rollouts(step["samples"], max_samples)
     samples = [turn for turns in rollouts for turn in turns]
     largest = max((abs(a) for sample in samples for a in sample["advantages"]), default=0.0)
     if len(samples) == len(rollouts):
@@ -72,14 +95,14 @@ def _section(step: Step) -> str:
     else:
         shown = "\n".join(_conversation(turns, largest) for turns in rollouts)
     return (
-        f"<details{' open' if step['step'] == 0 else ''}><summary>Step {step['step']}"
+        f"<details{' open' if is_open else ''}><summary>Step {step['step']}"
         f" <span class='note'>{escape(metrics)}</span></summary>\n{shown}</details>"
     )
 
 
-def _shown_rollouts(samples: list[Row]) -> list[list[Row]]:
+def _shown_rollouts(samples: list[Row], max_samples: int) -> list[list[Row]]:
     """The turns of each rollout in the order in which they were taken; whole rollouts, as many as
-    MAX_SAMPLES turns allow, and one at least."""
+    `max_samples` turns allow, and one at least."""
     rollouts: dict[tuple[int, int], list[Row]] = {}
     for sample in samples:
         rollouts.setdefault((sample["group"], sample["rollout"]), []).append(sample)
@@ -88,7 +111,7 @@ def _shown_rollouts(samples: list[Row]) -> list[list[Row]]:
     return [
         turns
         for i, (turns, n) in enumerate(zip(ordered, num_turns, strict=True))
-        if i == 0 or n <= MAX_SAMPLES
+        if i == 0 or n <= max_samples
     ]
 
 

@@ -13,7 +13,7 @@ from tinsmith.errors import TinsmithError
 from tinsmith.progress import Progress, fingerprint, is_save_due, read_progress, write_progress
 from tinsmith.step_files import read_steps, write_metrics, write_step
 from tinsmith.tiny.tokenizer import make_tokenizer
-from tinsmith.transcript import shown_steps, write_transcript
+from tinsmith.transcript import shown_steps, write_step_pages, write_transcript
 from tinsmith.types import Completion, Problem, Reward, Sample, StepRecord, Turn
 
 CHAT = Chat(make_tokenizer())
@@ -110,6 +110,17 @@ def test_a_transcript_escapes_what_was_written_and_shades_what_was_trained(tmp_p
     assert "&lt;27+58&gt;" in page
     assert "grpo &amp; more" in page
     assert "hsl(140" in page
+
+
+def test_every_step_gets_a_page_with_all_of_its_samples(tmp_path: Path):
+    samples = record(0).samples * 30
+    for step in (0, 1):
+        write_step(tmp_path, StepRecord(step, {"loss": 1.5}, samples), CHAT)
+    write_step_pages(tmp_path, "grpo & more", read_steps(tmp_path, 2))
+    for step in (0, 1):
+        page = (tmp_path / f"training_step_{step}.html").read_text()
+        assert f"Step {step}" in page
+        assert page.count("<td class='number'>1</td>") == 30
 
 
 def test_a_transcript_shows_a_debate_in_turns_with_its_verdict(tmp_path: Path):
