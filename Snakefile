@@ -17,7 +17,7 @@ container: "containers/engine.sif"
 
 
 try:
-    PLAN = make_plan(config, workflow.config_settings)
+    PLAN = make_plan(workflow.config_settings)
 except TinsmithError as error:
     raise WorkflowError(str(error)) from None
 

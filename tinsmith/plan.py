@@ -26,17 +26,19 @@ from tinsmith.user_code import load_class
 NOTHING = "(?!)"
 
 
-def make_plan(config: Mapping[str, Any], command_line: Any) -> "Plan":
+def make_plan(command_line: Any) -> "Plan":
     """Check the config and the user's files that it names, before any job is planned.
 
-    A file given by `--configfile` stands alone: merged into config.yaml, the keys of one kind of
-    model or data would meet those of another. `--config` changes keys of either; Snakemake leaves
-    the numbers in its lists as text.
+    A file given by `--configfile` stands alone. `--config` changes keys of either, and replaces a
+    section whose kind it changes, which is why the files are read here: Snakemake's own merge mixes
+    the keys of both kinds. It also leaves the numbers in its lists as text.
     """
-    given = [Path(path).name for path in command_line.configfiles]
-    values = command_line.overwrite_config if given else config
+    files = [Path(path) for path in command_line.configfiles] or [Path("config.yaml")]
+    values: Any = {}
+    for file in files:
+        values = _merged(values, yaml.safe_load(file.read_text(encoding="utf-8")))
     values = _merged(values, _typed(command_line.config))
-    runs = expand(check(values, ", ".join(given) or "config.yaml"))
+    runs = expand(check(values, ", ".join(file.name for file in files)))
     for run in runs.values():
         model, data = run.config.model, run.config.data
         if isinstance(model, PathModel):
@@ -199,6 +201,8 @@ def _check_user_classes(config: Config) -> None:
 def _merged(values: Any, changes: Any) -> Any:
     if not isinstance(values, Mapping) or not isinstance(changes, Mapping):
         return changes
+    if "kind" in changes and changes["kind"] != values.get("kind"):
+        return changes  # the keys of one kind are none of another's
     return {**values, **{key: _merged(values.get(key), changes[key]) for key in changes}}
 
 

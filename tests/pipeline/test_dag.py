@@ -145,10 +145,23 @@ def test_a_model_of_the_user_is_never_an_output(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_configs_that_are_shipped_can_be_planned(file: Path, tmp_path: Path) -> None:
     values = config(model={"kind": "tiny", "hidden_size": 64}, sweep={"grpo.steps": [1, 2]})
-    said = Workflow(tmp_path, values, stand_ins=True).plan("--configfile", f"configs/{file.name}")
+    workflow = Workflow(tmp_path, values, stand_ins=True)
+    said = workflow.plan("--configfile", f"configs/{file.name}")
     assert said.code == 0, said.text
     assert "hidden_size" not in said.text
     assert "prepare_model" in said.jobs
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_configs_that_are_shipped_can_be_planned_with_a_tiny_model(
+    file: Path, tmp_path: Path
+) -> None:
+    workflow = Workflow(tmp_path, config(), stand_ins=True)
+    changes = ("model={kind: tiny}", "backend={kind: local, device: cpu}")
+    said = workflow.plan("--configfile", f"configs/{file.name}", "--config", *changes)
+    assert said.code == 0, said.text
+    assert '"model":{"kind":"tiny"' in said.text
+    assert '"device":"cpu"' in said.text
 
 
 def test_values_on_the_command_line_have_their_types(tmp_path: Path) -> None:
@@ -192,12 +205,17 @@ def make_model(folder: Path) -> Path:
         (config(model={"kind": "path", "path": "no"}), "model directory no must exist"),
         (config(model={"kind": "path", "path": "bare"}), "bare must hold its weights as safetens"),
         (config(data={"kind": "file", "path": "no.csv", "held_out": 500}), "got 'no.csv'"),
+        (config(task={"kind": "nowhere:Task"}), "No module named 'nowhere'"),
+        (config(task={"kind": "mine:Tusk"}), "has no class 'Tusk'; it has Task"),
+        (config(task={"kind": "mine:Task"}), "must have the method prompt"),
+        (config(paradigm={"kind": "mine:Task"}), "must have the method play"),
     ],
 )
 def test_a_bad_config_stops_before_any_job(
     values: dict[str, Any], complaint: str, tmp_path: Path
 ) -> None:
     make_model(tmp_path / "bare")
+    (tmp_path / "mine.py").write_text("class Task: pass\n")
     (tmp_path / "bare/model.safetensors").unlink()
     said = Workflow(tmp_path, values, stand_ins=True).snakemake("--cores", "1")
     assert said.code != 0

@@ -78,6 +78,8 @@ class Workflow:
             for name, writes in WRITES.items():
                 program = STAND_IN.replace("WRITES", repr(writes)).replace("FOLDERS", repr(FOLDERS))
                 (folder / "scripts" / f"{name}.py").write_text(program)
+            for name in ("summary", "constrained"):  # what the shipped configs read
+                (folder / f"{name}.jsonl").touch()
         else:
             (folder / "scripts").symlink_to(ROOT / "scripts")
         self.configure(config)

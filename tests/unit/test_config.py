@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tinsmith.config import Config, Grpo, check, load
+from tinsmith.config import Config, Grpo, MathTask, UserClass, check, load
 from tinsmith.errors import TinsmithError
 
 
@@ -221,3 +221,77 @@ def test_problems_beyond_the_tiny_model_are_refused_before_it_is_made(
     data: dict[str, Any], said: str
 ) -> None:
     assert said in complaint(config(data={"kind": "arithmetic"} | data))
+
+
+def test_no_prompt_of_a_shipped_config_ends_where_yaml_sees_a_comment() -> None:
+    """`after ####.` without quotes loses its end."""
+    files = list((Path(__file__).parents[2] / "configs").glob("*gsm8k.yaml"))
+    assert len(files) == 2
+    for file in [*files, Path(__file__).parents[2] / "configs/hosted.yaml"]:
+        task = load(file).task
+        assert isinstance(task, MathTask)
+        assert task.system_prompt is not None
+        assert task.system_prompt.endswith("####.")
+
+
+FILE = {"kind": "file", "path": "a.jsonl", "held_out": 500}
+NO_ANSWERS = FILE | {"answer_field": None}
+GRPO = [{"kind": "grpo", "steps": 1}]
+SUMMARY = {"kind": "summary", "max_words": 8}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            config(task={"kind": "mth"}),
+            "task.kind must be one of arithmetic, qa, math, summary, constrained, module:Class, got"
+            " 'mth'; did you mean 'math'?",
+        ),
+        (config(task={}), "task needs its `kind`"),
+        (config(task={"kind": "a:b:c"}), "task.kind must name a class as module:Class, like"),
+        (config(task={"kind": "a:B", "option": {}}), "task.option is not a known key; did you"),
+        (config(paradigm={"kind": "single_trn"}), "module:Class, got 'single_trn'; did you mean"),
+        (
+            config(task={"kind": "qa", "grader": "exat"}),
+            "'multiple_choice' or 'regular_expression'",
+        ),
+        (
+            config(task={"kind": "qa", "grader": "exact", "answers": "text"}),
+            "task.answers says how",
+        ),
+        (
+            config(task={"kind": "qa", "grader": "regular_expression"}),
+            "teach the model to write the",
+        ),
+        (config(task={"kind": "math", "weights": {"corect": 1}}), "did you mean 'correct'?"),
+        (config(task={"kind": "math", "weights": {"correct": 0}}), "weight must be above 0"),
+        (config(task={"kind": "summary"}), "task.max_words is required"),
+        (config(task=SUMMARY | {"min_words": 9}), "task.min_words must be at most max_words = 8"),
+        (config(task=SUMMARY | {"right_from": 2}), "task.right_from must be at most 1"),
+        (config(task={"kind": "constrained"}), "data.extra_fields must list 'constraints'"),
+        (
+            config(data=NO_ANSWERS, task=SUMMARY),
+            "because stage 'supervised' and task.kind 'summary' must know the answers",
+        ),
+        (config(data=NO_ANSWERS, stages=GRPO), "because task.kind 'arithmetic' must know"),
+    ],
+)
+def test_every_fault_of_a_task_is_told(values: Any, said: str) -> None:
+    assert said in complaint(values)
+
+
+def test_a_task_that_needs_no_answers_takes_data_without() -> None:
+    weights = {"compression": 1, "rouge": 0}
+    check(config(data=NO_ANSWERS, stages=GRPO, task=SUMMARY | {"weights": weights}))
+    check(config(data=NO_ANSWERS, task={"kind": "my_code:MyTask"}))
+    constrained = NO_ANSWERS | {"extra_fields": ["constraints"]}
+    check(config(data=constrained, stages=GRPO, task={"kind": "constrained"}))
+
+
+def test_a_class_of_the_users_keeps_its_options() -> None:
+    options = {"size": 3, "names": ["a", "b"], "deep": {"x": None}}
+    checked = check(config(task={"kind": "my.code:MyTask", "options": options}))
+    assert isinstance(checked.task, UserClass)
+    assert checked.task.options == options
+    assert check(checked.model_dump(mode="json")) == checked

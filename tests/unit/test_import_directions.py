@@ -10,10 +10,11 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tinsmith"
 # What the server half may use of the rest: the floor under both halves.
 FLOOR = {"tinsmith.backend", "tinsmith.errors", "tinsmith.files", "tinsmith.objectives.losses"}
+LOGPROB_CHECK = "scripts/check_local_sampling_logprobs.py"
 # The one place, or the few, where a heavy package is imported.
 PLACES = {
-    "torch": ("backend/", "objectives/losses.py", "export.py", "tiny/"),
-    "transformers": ("backend/", "export.py", "tiny/", "chat.py"),
+    "torch": ("backend/", "objectives/losses.py", "export.py", "tiny/", LOGPROB_CHECK),
+    "transformers": ("backend/", "export.py", "tiny/", "chat.py", LOGPROB_CHECK),
     "peft": ("backend/", "export.py"),
     "fastapi": ("backend/",),
     "uvicorn": ("backend/",),

@@ -30,8 +30,8 @@ def task_of(values: dict[str, Any]) -> Task:
     return make_task(TypeAdapter(config.Task).validate_python(values), CHAT)
 
 
-def qa(grader: str) -> Task:
-    return task_of({"kind": "qa", "grader": grader})
+def qa(grader: str, **changes: Any) -> Task:
+    return task_of({"kind": "qa", "grader": grader} | changes)
 
 
 def summary(**changes: Any) -> Task:
@@ -107,10 +107,14 @@ def test_a_choice_is_right_by_its_letter_or_by_its_text(text: str, is_right: boo
     assert CHOICE.reward(CAPITAL, completion(text)).is_right == is_right
 
 
-def test_an_answer_that_is_the_text_of_a_choice_stands_for_its_letter():
-    problem = Problem("id", "q", "Paris", CAPITAL.extra)
-    assert CHAT.decode(CHOICE.reference(problem)) == "B"
-    assert CHOICE.reward(problem, completion("B")).is_right
+@pytest.mark.parametrize(("answers", "answer"), [("text", "Paris"), ("index", "1")])
+def test_an_answer_may_name_its_choice_by_text_or_place(answers: str, answer: str):
+    problem, task = (
+        Problem("id", "q", answer, CAPITAL.extra),
+        qa("multiple_choice", answers=answers),
+    )
+    assert CHAT.decode(task.reference(problem)) == "B"
+    assert task.reward(problem, completion("B")).is_right
 
 
 def test_choices_of_a_csv_file_are_read_as_json():
@@ -126,8 +130,8 @@ def test_a_completion_without_a_letter_is_not_parsed():
 @pytest.mark.parametrize(
     ("task", "problem", "said"),
     [
-        (CHOICE, Problem("i", "q", "D", CAPITAL.extra), "must be a letter, A to C, or a choice"),
-        (CHOICE, Problem("i", "q", "Paris"), "must be a letter, A to Z, got 'Paris'"),
+        (CHOICE, Problem("i", "q", "D", CAPITAL.extra), "must be the letter of a choice"),
+        (CHOICE, Problem("i", "q", "Paris"), "one of A, B, C, D"),
         (CHOICE, Problem("i", "q", "A", {"choices": "no"}), "choices must be JSON, got 'no'"),
         (CHOICE, Problem("i", "q", "A", {"choices": ["one"]}), "must be a list of 2 to 26 texts"),
         (qa("regular_expression"), Problem("i", "q", "(("), "must be a regular expression"),

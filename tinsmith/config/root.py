@@ -86,7 +86,9 @@ class Config(Section):
                 f" 'constrained', got {list(fields)}"
             )
         if isinstance(data, TableData) and data.answer_field is None:
-            needs = supervised + ([f"task.kind {task.kind!r}"] if _needs_answers(task) else [])
+            # A task of the user's own may make its references without them.
+            needs = [] if isinstance(task, UserClass) else supervised
+            needs += [f"task.kind {task.kind!r}"] if _needs_answers(task) else []
             if needs:
                 raise ValueError(
                     f"data.answer_field must name a field, because {' and '.join(needs)} must know"

@@ -47,6 +47,16 @@ class QaTask(PromptedTask):
 
     kind: Literal["qa"]
     grader: Literal["exact", "normalised", "numeric", "multiple_choice", "regular_expression"]
+    answers: Literal["letter", "text", "index"] = "letter"
+
+    @model_validator(mode="after")
+    def _says_how_choices_are_named(self) -> "QaTask":
+        if self.answers != "letter" and self.grader != "multiple_choice":
+            raise ValueError(
+                f"answers says how rows name a choice, with grader 'multiple_choice' only, got"
+                f" {self.answers!r} with {self.grader!r}"
+            )
+        return self
 
 
 class MathWeights(Weights):

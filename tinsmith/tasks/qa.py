@@ -44,11 +44,19 @@ class Qa:
         if self.settings.grader != "multiple_choice":
             return answer
         choices = self._choices(problem)
-        letter = LETTERS[choices.index(answer)] if answer in choices else answer
-        if len(letter) != 1 or letter not in (LETTERS[: len(choices)] if choices else LETTERS):
-            known = f"A to {LETTERS[len(choices) - 1]}, or a choice" if choices else "A to Z"
-            raise refusal(problem, f"its answer must be a letter, {known}, got {answer!r}")
-        return letter
+        known = LETTERS[: len(choices)] if choices else LETTERS
+        names = {
+            "letter": list(known),
+            "text": list(choices),
+            "index": [str(place) for place in range(len(choices))],
+        }[self.settings.answers]
+        if answer not in names:
+            raise refusal(
+                problem,
+                f"its answer must be the {self.settings.answers} of a choice (task.answers), one of"
+                f" {', '.join(names) or 'choices, but it has none'}, got {answer!r}",
+            )
+        return known[names.index(answer)]
 
     def _choices(self, problem: Problem) -> Sequence[str]:
         """The texts of the field `choices`; none where the question names them itself."""
