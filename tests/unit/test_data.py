@@ -252,3 +252,55 @@ def test_no_network_is_told_with_what_needs_none(kind: str, tmp_path: Path) -> N
     answer = fetch(kind, "org/name", tmp_path, HF_HUB_OFFLINE="1")
     assert f"{kind} org/name could not be fetched, because the hub cannot be reached" in answer
     assert "kind path or tiny for a model" in answer
+
+
+def test_extra_fields_are_kept_as_the_row_has_them(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    rows = [{"question": "q", "answer": "A", "choices": ["one", 2], "notes": {"a": [None]}},
+            {"question": "r", "answer": "B", "choices": [], "notes": 3}]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, heldout, _ = prepared(file_data(path, extra_fields=("choices", "notes")), tmp_path)
+    kept = {problem["question"]: problem["extra"] for problem in train + heldout}
+    assert kept == {
+        "q": {"choices": ["one", 2], "notes": {"a": [None]}},
+        "r": {"choices": [], "notes": 3},
+    }
+
+
+def test_the_same_question_with_other_extra_fields_is_another_problem(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    rows = [
+        {"question": "q", "limit": 1},
+        {"question": "q", "limit": 2},
+        {"question": "q", "limit": 1},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = file_data(path, extra_fields=("limit",), answer_field=None)
+    train, heldout, stats = prepared(data, tmp_path)
+    assert len({problem["id"] for problem in train + heldout}) == 2
+    assert stats["duplicates"] == [{"line": 3, "first_line": 1}]
+
+
+def test_rows_without_answers_are_problems_where_none_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"question": "1"}\n{"question": "2"}\n{"question": ""}\n')
+    train, heldout, stats = prepared(file_data(path, answer_field=None), tmp_path)
+    assert {problem["answer"] for problem in train + heldout} == {""}
+    assert stats["rejected"] == [{"line": 3, "why": "empty question"}]
+
+
+def test_a_row_that_lacks_an_extra_field_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        '{"question": "1", "answer": "1", "choices": 1}\n{"question": "2", "answer": 2}\n'
+    )
+    said = refusal(file_data(path, extra_fields=("choices",)), tmp_path)
+    assert "line 2 has no field 'choices' (its fields: 'question', 'answer')" in said
+
+
+def test_an_extra_field_that_no_json_can_hold_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    rows = [{"question": "1", "answer": "1", "taken": b"\xff"}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    said = refusal(file_data(path, extra_fields=("taken",)), tmp_path)
+    assert "line 1 has taken b'\\xff', which must be what JSON knows" in said
