@@ -1,5 +1,7 @@
 """Requests of a run act in the order of seq_id and once each, however they are sent."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -8,6 +10,7 @@ import pytest
 from tinker.proto import tinker_public_pb2 as pb
 
 from tests.clients import random_tokens
+from tests.in_process import KEY, Served, serving
 from tinsmith.serving import Endpoint
 
 TOKENS = random_tokens(0, 12)
@@ -16,7 +19,7 @@ TOKENS = random_tokens(0, 12)
 class Wire:
     """A run, spoken to by plain HTTP."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, base_model: str = "llama") -> None:
         self._client = httpx.Client(
             base_url=f"{endpoint.base_url}/api/v1/",
             headers={"X-API-Key": endpoint.api_key},
@@ -25,7 +28,7 @@ class Wire:
         session = self.post("create_session", {"sdk_version": "0", "tags": []})["session_id"]
         created = self.post(
             "create_model",
-            {"session_id": session, "model_seq_id": 0, "base_model": "llama",
+            {"session_id": session, "model_seq_id": 0, "base_model": base_model,
              "lora_config": {"rank": 2, "seed": 1}},
         )  # fmt: skip
         self.model_id = self.result(created)["model_id"]
@@ -163,3 +166,37 @@ def test_metrics_and_outputs_have_the_form_of_the_contract(endpoint: Endpoint):
     assert np.frombuffer(logprobs.offsets, np.int64).tolist() == [0, 4 * (len(TOKENS) - 1)]
     values = np.frombuffer(logprobs.data, np.float32)
     assert output.metrics["loss:sum"] == pytest.approx(-float(values.sum()), rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def served(qwen3_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that this process can reach into."""
+    with serving(qwen3_dir, tmp_path_factory.mktemp("server") / "store") as served:
+        yield served
+
+
+def test_a_repeated_request_does_not_act_when_its_answer_was_forgotten(served: Served):
+    wire = Wire(Endpoint(served.base_url, KEY), "qwen3")
+    wire.result(wire.forward_backward(1))
+    wire.result(wire.optim_step(2))
+    loss = wire.loss(3)
+    served.core.promises._promises.clear()
+    session = wire.model_id.split(":")[0]
+    body = {"session_id": session, "model_seq_id": 0, "base_model": "qwen3"}
+    again = wire.result(wire.post("create_model", body))
+    assert again == {"type": "create_model", "model_id": wire.model_id}
+    for repeated in (wire.forward_backward(1), wire.optim_step(2)):
+        assert "is not carried out: it was answered" in wire.result(repeated)["error"]
+    assert wire.loss(4) == loss
+    assert wire.result(wire.optim_step(5))["metrics"]["grad_norm"] == 0
+
+
+def test_a_poll_behind_a_request_that_never_comes_ends_with_its_seq_id(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(served.core.sequencer, "_gap_timeout_s", 0.3)
+    wire = Wire(Endpoint(served.base_url, KEY), "qwen3")
+    answer = wire.result(wire.optim_step(3))
+    assert answer["category"] == "user"
+    assert "seq_id 1 of model" in answer["error"]
+    assert wire.loss(4) > 0
