@@ -13,6 +13,8 @@ ADVICE = {
     " kl_penalty, raise clip_high, or stop earlier",
     "share_finished": "completions are cut off before they end and earn nothing: raise max_tokens,"
     " or ask for shorter answers in the prompt",
+    "share_parsed": "most completions hold no answer that the grader finds: say in the prompt how"
+    " to write it, or warm the model up with a supervised stage",
     "share_zero_variance": "most groups teach nothing, since their rollouts earn the same: take"
     " easier or harder problems, raise samples_per_problem, or set zero_variance: resample",
     "share_right": "see docs/debugging.md for what to look at in the transcript",

@@ -17,6 +17,7 @@ class Monitor(Section):
         "kl_nats",
         "entropy_nats",
         "share_finished",
+        "share_parsed",
         "share_zero_variance",
         "share_right",
         "reward_mean",
@@ -38,6 +39,7 @@ class Monitor(Section):
 DEFAULT_MONITORS = (
     Monitor(metric="kl_nats", above=0.01),
     Monitor(metric="share_finished", below=0.5, for_steps=3),
+    Monitor(metric="share_parsed", below=0.5, for_steps=3),
     Monitor(metric="entropy_nats", below=0.02, for_steps=3),
     Monitor(metric="share_zero_variance", above=0.9, for_steps=3),
 )
