@@ -1,5 +1,6 @@
 # make run | test | check | bench: everything they need is installed into .venv first, once.
 # make cookbook: the tinker-cookbook in .venvs/cookbook, an environment of its own (docs/cookbook.md).
+# make compatibility: docs/compatibility.md anew, with each SDK version in an environment of its own.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 CODE := tinsmith scripts tests benchmarks
 COOKBOOK := .venvs/cookbook
 
-.PHONY: run test check bench cookbook
+.PHONY: run test check bench cookbook compatibility
 .DELETE_ON_ERROR:
 
 run: $(VENV)/engine.stamp
@@ -31,6 +32,9 @@ bench: $(VENV)/engine.stamp
 	python -m benchmarks.sampling
 	python -m benchmarks.training
 	python -m benchmarks.round_trip
+
+compatibility: $(VENV)/test.stamp .venvs/sdk.stamp
+	python -m tests.compatibility
 
 $(VENV)/engine.stamp: envs/engine.txt | $(BIN)/python
 	envs/install.sh $(BIN)/python envs/engine.txt

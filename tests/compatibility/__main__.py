@@ -16,6 +16,8 @@ from tests.models import make_model
 from tinsmith.backend.sdk_versions import OLDEST
 from tinsmith.serving import local_server
 
+# The commands are those of the newest SDK: the earlier ones have them in part.
+OPTIONS = {tinker.__version__: ("--commands",)}
 PAGE = ROOT / "docs" / "compatibility.md"
 
 
@@ -32,7 +34,7 @@ def main() -> None:
             sources = {MODEL: str(models / MODEL)}
             with local_server(sources, options, log=place / "log") as endpoint:
                 print(f"Trying tinker {version} ...", file=sys.stderr)
-                return try_version(pythons[version], endpoint, models)
+                return try_version(pythons[version], endpoint, models, *OPTIONS.get(version, ()))
 
         outcomes = dict(zip(pythons, threads.map(on_own_server, pythons), strict=True))
     PAGE.write_text(write_table(outcomes, OLDEST), encoding="utf-8")

@@ -4,9 +4,11 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["works", "refused", "fails", "no probe"]
+Verdict = Literal["works", "refused", "broken", "fails", "no probe"]
 # Refusals that the SDK itself makes, without asking the server.
 SDK_REFUSALS = ("whoami requires JWT auth",)
+# Methods that no program can call in some version of the SDK, whatever the server does.
+SDK_FAULTS = ("AsyncTinker client called from incorrect event loop",)
 UNKNOWN_ROUTE = "is not offered by this Tinsmith server"
 SERVER_MESSAGE = (
     re.compile(r"Error code: 4\d\d - \{'error': [\"'](?P<message>.*?)[\"'], 'detail'"),
@@ -29,9 +31,10 @@ def outcome_of(error: str) -> Outcome:
     for pattern in SERVER_MESSAGE:
         if (match := pattern.search(text)) and UNKNOWN_ROUTE not in text:
             return Outcome("refused", match["message"].replace("\\'", "'"))
-    for refusal in SDK_REFUSALS:
-        if refusal in text:
-            return Outcome("refused", f"(by the SDK itself) {text}")
+    if any(refusal in text for refusal in SDK_REFUSALS):
+        return Outcome("refused", f"By the SDK itself: {text}")
+    if any(fault in text for fault in SDK_FAULTS):
+        return Outcome("broken", f"In the SDK itself: {text}")
     return Outcome("fails", text)
 
 

@@ -1,5 +1,5 @@
-"""`python -m tests.compatibility.run`: call every public method of this interpreter's SDK on the
-server that TINKER_BASE_URL names, and print what came of each as JSON."""
+"""`python -m tests.compatibility.run [--commands]`: call every public method of this interpreter's
+SDK, and every command, on the server that TINKER_BASE_URL names; what came of each, as JSON."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from tests.compatibility.calls import Call
 from tests.compatibility.context import Context
 from tests.compatibility.outcome import Outcome, outcome_of
 from tests.compatibility.probes import probe_of
-from tests.compatibility.surface import public_names
+from tests.compatibility.surface import commands, methods
 
 TIMEOUT_S = 120
 
@@ -24,10 +24,10 @@ class CommandError(Exception):
     """What a command wrote before it failed."""
 
 
-def try_all() -> dict[str, Outcome]:
-    """The outcome of every public method and command, by name."""
+def try_all(names: list[str]) -> dict[str, Outcome]:
+    """The outcome of each method or command, by name."""
     context = Context()
-    return {name: _try(name, context) for name in public_names()}
+    return {name: _try(name, context) for name in names}
 
 
 def _try(name: str, context: Context) -> Outcome:
@@ -77,5 +77,5 @@ def _time_limit() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    found = {name: dataclasses.asdict(outcome) for name, outcome in try_all().items()}
-    print(json.dumps(found))
+    wanted = methods() + (commands() if "--commands" in sys.argv else [])
+    print(json.dumps({name: dataclasses.asdict(found) for name, found in try_all(wanted).items()}))

@@ -1,4 +1,4 @@
-"""`python -m tests.compatibility.surface`: what the SDK of this interpreter offers, as JSON."""
+"""`python -m tests.compatibility.surface`: the methods of this interpreter's SDK, as JSON."""
 
 import inspect
 import json
@@ -10,12 +10,8 @@ from tinker.cli.__main__ import main_cli
 CLASSES = ("ServiceClient", "TrainingClient", "SamplingClient", "RestClient", "AdminClient")
 
 
-def public_names() -> list[str]:
-    """Every public method, as Class.method, and every command, as `tinker group command`."""
-    return [*_methods(), *_commands(main_cli, "tinker")]
-
-
-def _methods() -> list[str]:
+def methods() -> list[str]:
+    """Every public method, as Class.method."""
     from tinker.lib.public_interfaces import rest_client
 
     # RestClient became public under its own name after the other clients.
@@ -29,7 +25,8 @@ def _methods() -> list[str]:
     ]
 
 
-def _commands(command: click.Command, name: str) -> list[str]:
+def commands(command: click.Command = main_cli, name: str = "tinker") -> list[str]:
+    """Every command, as `tinker group command`."""
     if not isinstance(command, click.Group):
         return [name]
     context = click.Context(command)
@@ -37,9 +34,9 @@ def _commands(command: click.Command, name: str) -> list[str]:
         found
         for each in command.list_commands(context)
         if (child := command.get_command(context, each)) is not None
-        for found in _commands(child, f"{name} {each}")
+        for found in commands(child, f"{name} {each}")
     ]
 
 
 if __name__ == "__main__":
-    print(json.dumps(public_names()))
+    print(json.dumps(methods()))

@@ -1,45 +1,41 @@
 """docs/compatibility.md, from the outcomes of each SDK version and back."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from typing import get_args
 
-from tests.compatibility.outcome import Outcome
+from tests.compatibility.outcome import Outcome, Verdict
 
-ABSENT = "–"
+ABSENT = "-"
 MAX_DETAIL = 300
 INTRODUCTION = """# Which tinker SDK can do what
 
-`make compatibility` makes this page: it calls every public method of each SDK version, in an environment of
-its own, on a running server with a tiny random model, and checks the result. An SDK before {oldest} is told by
-its first request which versions are served; one after {newest} is served too, and gets a warning.
+`make compatibility` makes this page: it calls every public method of each SDK version, in an
+environment of its own, on a running server with a tiny random model, and checks the result. An SDK
+before {oldest} is told by its first request which versions are served; one after {newest} is served
+too, and gets a warning.
 
 {summary}
 
-A cell says **works**, **refused** with the number of the note that holds the message, **fails** with the error, or {absent}
-where that SDK has no such method. `RestClient` before 0.35 is what `ServiceClient.create_rest_client()` gives.
+A cell says **works**, or **refused**, **broken** (by a fault of that SDK) or **fails** with the
+number of the note that holds the message; {absent} stands where that SDK has no such method.
+`RestClient` is what `ServiceClient.create_rest_client()` gives in SDKs that do not export it.
 """
 
 
 def write_table(outcomes: Mapping[str, Mapping[str, Outcome]], oldest_served: str) -> str:
     """The page; `outcomes[version][name]`, the versions newest first."""
-    versions = list(outcomes)
     notes: list[str] = []
     parts = [
         INTRODUCTION.format(
             oldest=oldest_served,
-            newest=versions[0],
+            newest=next(iter(outcomes)),
             absent=ABSENT,
-            summary="\n".join(f"- {v}: {_summary(outcomes[v])}" for v in versions),
+            summary="\n".join(f"- {version}: {_summary(of)}" for version, of in outcomes.items()),
         )
     ]
-    for section, names in _sections(outcomes).items():
-        parts.append(f"## {section}\n")
-        parts.append(f"| | {' | '.join(versions)} |")
-        parts.append("|---" * (len(versions) + 1) + "|")
-        for name in names:
-            cells = [_cell(outcomes[version].get(name), notes) for version in versions]
-            parts.append(f"| `{name.removeprefix(section + '.')}` | {' | '.join(cells)} |")
-        parts.append("")
+    for section in dict.fromkeys(_section(name) for found in outcomes.values() for name in found):
+        parts += [f"## {section}\n", *_rows(section, outcomes, notes), ""]
     if notes:
         parts.append("## Notes\n")
         parts += [f"{i}. {note}" for i, note in enumerate(notes, 1)]
@@ -63,21 +59,30 @@ def read_table(page: str) -> dict[str, dict[str, str]]:
     return verdicts
 
 
-def _sections(outcomes: Mapping[str, Mapping[str, Outcome]]) -> dict[str, list[str]]:
-    """Names by class, those of newer versions first."""
-    sections: dict[str, list[str]] = {}
-    for found in outcomes.values():
-        for name in found:
-            section = "tinker" if name.startswith("tinker ") else name.split(".")[0]
-            if name not in sections.setdefault(section, []):
-                sections[section].append(name)
-    return {section: sorted(names) for section, names in sections.items()}
+def _section(name: str) -> str:
+    return "tinker" if name.startswith("tinker ") else name.split(".")[0]
+
+
+def _rows(
+    section: str, outcomes: Mapping[str, Mapping[str, Outcome]], notes: list[str]
+) -> Iterator[str]:
+    """A table of one class, with a column for each version that has it."""
+    found = {
+        version: {name: outcome for name, outcome in of.items() if _section(name) == section}
+        for version, of in outcomes.items()
+    }
+    found = {version: of for version, of in found.items() if of}
+    yield f"| | {' | '.join(found)} |"
+    yield "|---" * (len(found) + 1) + "|"
+    for name in sorted({name for of in found.values() for name in of}):
+        cells = [_cell(of.get(name), notes) for of in found.values()]
+        yield f"| `{name.removeprefix(section + '.')}` | {' | '.join(cells)} |"
 
 
 def _summary(found: Mapping[str, Outcome]) -> str:
-    verdicts: Sequence[str] = [outcome.verdict for outcome in found.values()]
-    words = {"works": "work", "refused": "refused", "fails": "fail", "no probe": "without a probe"}
-    counts = [(verdicts.count(verdict), word) for verdict, word in words.items()]
+    verdicts = [outcome.verdict for outcome in found.values()]
+    words = {"works": "work", "fails": "fail", "no probe": "without a probe"}
+    counts = [(verdicts.count(v), words.get(v, v)) for v in get_args(Verdict)]
     return f"of {len(verdicts)}, " + ", ".join(f"{n} {word}" for n, word in counts if n)
 
 

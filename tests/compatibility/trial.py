@@ -10,14 +10,16 @@ from tests.compatibility.outcome import Outcome
 from tinsmith.serving import Endpoint
 
 
-def try_version(python: Path, endpoint: Endpoint, models: Path) -> dict[str, Outcome]:
+def try_version(
+    python: Path, endpoint: Endpoint, models: Path, *options: str
+) -> dict[str, Outcome]:
     """The outcome of every public method of the SDK that `python` imports.
 
     It runs in `models`, where a folder has the served model's name: the SDK takes a sampling
     client's tokenizer from there, as it takes one from the hub by a hub id.
     """
     done = subprocess.run(
-        [python, "-W", "ignore", "-m", "tests.compatibility.run"],
+        [python, "-W", "ignore", "-m", "tests.compatibility.run", *options],
         cwd=models,
         env=os.environ | endpoint.environment() | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -28,7 +28,8 @@ REFUSED: dict[tuple[str, str], str] = {
     "requests; measure in the client, or watch the server's metrics",
     ("GET", "/training_runs/{model_id}/checkpoints/{kind}/{name}/archive"): "checkpoints are not "
     "packed into archives; save_weights_external makes a PEFT adapter, and "
-    "get_external_weights_urls gives its files (tinker checkpoint download does both)",
+    "get_external_weights_urls gives its files (the tinker checkpoint download of later SDKs does "
+    "both)",
     ("POST", "/unload_model"): "a model is freed when its session ends: close the ServiceClient",
     ("POST", "/create_custom_loss"): "losses that clients define are not run on this server, since "
     "they are code; forward_backward_custom runs them in the client",

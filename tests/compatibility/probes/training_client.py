@@ -90,6 +90,9 @@ def save_weights_and_get_sampling_client(c: Context, call: Call) -> None:
     assert abs(sum(logprobs[1:]) + loss_of(c.training)) < 1e-3
 
 
+save_weights_and_get_sampling_client_submit = save_weights_and_get_sampling_client
+
+
 def save_weights_external(c: Context, call: Call) -> None:
     path = call(c.training, c.new_name()).path
     assert "adapter_config.json" in settle(c.rest.get_external_weights_urls(path)).urls
