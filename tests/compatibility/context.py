@@ -76,10 +76,10 @@ class Context:
         """The path of an exported adapter."""
         return settle(self.training.save_weights_external(self.new_name())).path
 
-    def paths(self) -> list[str]:
-        """The checkpoints of the trained model."""
+    def checkpoints(self) -> dict[str, types.Checkpoint]:
+        """Those of the trained model, by path."""
         found = settle(self.rest.list_checkpoints(self.training.model_id)).checkpoints
-        return [checkpoint.tinker_path for checkpoint in found]
+        return {checkpoint.tinker_path: checkpoint for checkpoint in found}
 
 
 def loss_of(client: tinker.TrainingClient) -> float:

@@ -59,6 +59,7 @@ def _step(client: Any, k: int) -> dict[str, Any]:
     outputs = [
         settle(client.forward_backward(supervised, "cross_entropy")),
         settle(client.forward_backward(policy, "importance_sampling")),
+        settle(client.forward_backward(policy, "ppo", {"clip_low_threshold": 0.5})),
     ]
     stepped = settle(client.optim_step(types.AdamParams(learning_rate=0.01, grad_clip_norm=1.0)))
     return {

@@ -52,7 +52,7 @@ def billing_usage(_: Context, call: Command) -> None:
 def checkpoint_delete(c: Context, call: Command) -> None:
     path = c.new_state()
     call("--yes", path)
-    assert path not in c.paths()
+    assert path not in c.checkpoints()
 
 
 def checkpoint_download(c: Context, call: Command) -> None:
@@ -72,7 +72,9 @@ def checkpoint_list(c: Context, call: Command) -> None:
 
 
 def checkpoint_publish(c: Context, call: Command) -> None:
-    call(c.new_sampler_weights())
+    path = c.new_sampler_weights()
+    call(path)
+    assert c.checkpoints()[path].public
 
 
 def checkpoint_push_hf(c: Context, call: Command) -> None:
@@ -82,13 +84,16 @@ def checkpoint_push_hf(c: Context, call: Command) -> None:
 
 
 def checkpoint_set_ttl(c: Context, call: Command) -> None:
-    call(c.new_state(), "--ttl", "3600")
+    path = c.new_state()
+    call(path, "--ttl", "3600")
+    assert c.checkpoints()[path].expires_at is not None
 
 
 def checkpoint_unpublish(c: Context, call: Command) -> None:
     path = c.new_sampler_weights()
     c.rest.publish_checkpoint_from_tinker_path(path).result()
     call(path)
+    assert not c.checkpoints()[path].public
 
 
 def model_list(_: Context, call: Command) -> None:

@@ -9,11 +9,6 @@ from tests.compatibility.calls import Call, settle
 from tests.compatibility.context import MODEL, Context, loss_of
 
 
-def _checkpoint(c: Context, path: str):
-    found = settle(c.rest.list_checkpoints(c.training.model_id)).checkpoints
-    return next(checkpoint for checkpoint in found if checkpoint.tinker_path == path)
-
-
 def assign_session_project(c: Context, call: Call) -> None:
     call(c.rest, c.session_id, "some-project")
 
@@ -26,13 +21,13 @@ def copy_weights(c: Context, call: Call) -> None:
 def delete_checkpoint(c: Context, call: Call) -> None:
     path = c.new_state()
     call(c.rest, c.training.model_id, path.split("/", 3)[3])
-    assert path not in c.paths()
+    assert path not in c.checkpoints()
 
 
 def delete_checkpoint_from_tinker_path(c: Context, call: Call) -> None:
     path = c.new_state()
     call(c.rest, path)
-    assert path not in c.paths()
+    assert path not in c.checkpoints()
 
 
 def export_session_trace(c: Context, call: Call) -> None:
@@ -122,7 +117,7 @@ def list_user_checkpoints(c: Context, call: Call) -> None:
 def publish_checkpoint_from_tinker_path(c: Context, call: Call) -> None:
     path = c.new_sampler_weights()
     call(c.rest, path)
-    assert _checkpoint(c, path).public
+    assert c.checkpoints()[path].public
 
 
 def search_sessions(c: Context, call: Call) -> None:
@@ -133,14 +128,14 @@ def search_sessions(c: Context, call: Call) -> None:
 def set_checkpoint_ttl_from_tinker_path(c: Context, call: Call) -> None:
     path = c.new_state()
     call(c.rest, path, 3600)
-    assert _checkpoint(c, path).expires_at is not None
+    assert c.checkpoints()[path].expires_at is not None
 
 
 def unpublish_checkpoint_from_tinker_path(c: Context, call: Call) -> None:
     path = c.new_sampler_weights()
     settle(c.rest.publish_checkpoint_from_tinker_path(path))
     call(c.rest, path)
-    assert not _checkpoint(c, path).public
+    assert not c.checkpoints()[path].public
 
 
 def whoami(c: Context, call: Call) -> None:

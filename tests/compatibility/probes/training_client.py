@@ -82,7 +82,7 @@ def optim_step(c: Context, call: Call) -> None:
 
 def save_state(c: Context, call: Call) -> None:
     path = call(c.training, c.new_name(), ttl_seconds=3600).path
-    assert path in c.paths()
+    assert path in c.checkpoints()
 
 
 def save_weights_and_get_sampling_client(c: Context, call: Call) -> None:
@@ -99,4 +99,4 @@ def save_weights_external(c: Context, call: Call) -> None:
 
 
 def save_weights_for_sampler(c: Context, call: Call) -> None:
-    assert call(c.training, c.new_name()).path in c.paths()
+    assert call(c.training, c.new_name()).path in c.checkpoints()
