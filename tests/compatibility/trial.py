@@ -21,7 +21,9 @@ def try_version(
     done = subprocess.run(
         [python, "-W", "ignore", "-m", "tests.compatibility.run", *options],
         cwd=models,
-        env=os.environ | endpoint.environment() | {"PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | endpoint.environment()
+        | {"PYTHONPATH": str(ROOT), "TINKER_TELEMETRY": "1"},  # of which there are methods
         capture_output=True,
         text=True,
         check=False,
