@@ -16,7 +16,7 @@ import tinker
 from tinker import types
 
 from tests.clients import Params
-from tinsmith.backend.sampling.pool import MAX_IN_MEMORY
+from tinsmith.backend.sampling.snapshots import MAX_IN_MEMORY
 
 TINSMITH = [sys.executable, "-m", "tinsmith.cli"]
 KEY = "tml-secret-of-this-test"

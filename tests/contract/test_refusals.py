@@ -47,9 +47,6 @@ WRONG_SAVES: dict[str, tuple[Callable[[tinker.TrainingClient], object], str]] = 
     "slash": (lambda c: c.save_weights_for_sampler("a/b").result(), "checkpoint name 'a/b'"),
     "absolute": (lambda c: c.save_weights_external("/tmp/x").result(), "checkpoint name '/tmp/x'"),
     "ttl": (lambda c: c.save_state("t", ttl_seconds=0).result(), "ttl_seconds: .*greater"),
-    "inflight": (
-        lambda c: c.save_weights_and_get_sampling_client(kind="inflight").result(), "'inflight'",
-    ),
     "age": (
         lambda c: c.save_weights_external("e", age_encryption_recipients=["age1x"]).result(),
         r"age_encryption_recipients\[0\]: must be an age1... key .*got 'age1x'",

@@ -16,7 +16,8 @@ from tests.clients import (
     train,
     trained_client,
 )
-from tinsmith.backend.sampling.pool import MAX_IN_MEMORY, MAX_REPLICAS
+from tinsmith.backend.sampling.pool import MAX_REPLICAS
+from tinsmith.backend.sampling.snapshots import MAX_IN_MEMORY
 
 TOKENS = random_tokens(0, 40)
 

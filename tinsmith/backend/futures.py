@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,6 +47,10 @@ class Promise:
     @property
     def is_done(self) -> bool:
         return self._future.done()
+
+    def when_done(self, act: Callable[[], None]) -> None:
+        """Call `act` on the event loop once there is a result."""
+        self._future.add_done_callback(lambda _: act())
 
     async def wait(self, timeout_s: float) -> Result | None:
         """The result, or None if it takes longer than `timeout_s`."""

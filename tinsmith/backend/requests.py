@@ -179,6 +179,14 @@ class SampleRequest(Request):
     record_stability_info: bool | None = None
 
 
+class JoinSamplingSessionRequest(Request):
+    sampling_session_id: str
+
+
+class CancelFutureRequest(Request):
+    request_id: str
+
+
 class RetrieveFutureRequest(Request):
     request_id: str
     allow_metadata_only: bool = False

@@ -35,6 +35,7 @@ CLIENT_CONFIG = {
     "fwdbwd_max_chunk_len": 65_536,
     "fwdbwd_max_chunk_bytes_count": 200_000_000,
     "sample_max_concurrent_requests": 2000,
+    "sample_join_sampling_session": True,
 }
 
 
@@ -64,7 +65,7 @@ def _add_client_routes(api: APIRouter, core: Core) -> None:
 
     @api.post("/client/dynamic_config")
     async def dynamic_config(_: wire.ClientConfigRequest) -> dict[str, Any]:
-        return {"refresh_interval_sec": 300, "sample_cancel_enabled": False}
+        return {"refresh_interval_sec": 300, "sample_cancel_enabled": True}
 
     @api.get("/get_server_capabilities")
     async def capabilities() -> dict[str, Any]:
@@ -159,6 +160,16 @@ def _add_sampling_routes(api: APIRouter, samplers: Samplers) -> None:
             "base_model": found.base_model,
             "model_path": found.model_path,
         }
+
+    @api.post("/join_sampling_session")
+    async def join_sampling_session(request: wire.JoinSamplingSessionRequest) -> dict[str, Any]:
+        number = samplers.join(request.sampling_session_id)
+        return {"type": "join_sampling_session", "client_counter": number}
+
+    @api.post("/cancel_future")
+    async def cancel_future(request: wire.CancelFutureRequest) -> dict[str, Any]:
+        samplers.cancel(request.request_id)
+        return {}
 
     @api.post("/asample")
     async def asample(request: wire.SampleRequest) -> dict[str, Any]:

@@ -46,11 +46,11 @@ class Saving:
         """Weights to sample from: under a name, or for a sampling client that is being made."""
 
         def run(trainer: Trainer) -> Result:
-            if request.kind != "snapshot":
-                raise TinsmithError(
-                    "kind 'inflight' is not offered by this server; use kind 'snapshot'"
-                )
             if request.path is not None:
+                if request.kind == "inflight":
+                    raise TinsmithError(
+                        "kind 'inflight' belongs to a sampling client; leave it out, or the path"
+                    )
                 path, _ = self._save(request, "sampler_weights", request.path, trainer)
                 return JsonResult({"path": path, "type": "save_weights_for_sampler"})
             if request.sampling_session_seq_id is None:
@@ -60,10 +60,12 @@ class Saving:
                     "ttl_seconds and user_metadata belong to a checkpoint; give it a path, or "
                     "leave them out for the snapshot of a sampling client"
                 )
-            session_id = request.model_id.split(":")[0]
-            sampler_id = self._samplers.add_snapshot(
-                session_id, request.sampling_session_seq_id, trainer
+            add = (
+                self._samplers.add_snapshot
+                if request.kind == "snapshot"
+                else self._samplers.add_inflight
             )
+            sampler_id = add(request.model_id, request.sampling_session_seq_id, trainer)
             return JsonResult(
                 {"sampling_session_id": sampler_id, "type": "save_weights_for_sampler"}
             )

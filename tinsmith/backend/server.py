@@ -25,7 +25,8 @@ from tinsmith.backend.futures import Failure, Promises
 from tinsmith.backend.logs import configure_logs
 from tinsmith.backend.loss_choice import check_substitutes
 from tinsmith.backend.metrics import Metrics
-from tinsmith.backend.sampling.pool import SamplerPool, Snapshots
+from tinsmith.backend.sampling.pool import SamplerPool
+from tinsmith.backend.sampling.snapshots import Snapshots
 from tinsmith.backend.sequencer import Sequencer
 from tinsmith.backend.settings import ServerSettings
 from tinsmith.backend.store import Store

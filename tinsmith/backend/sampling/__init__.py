@@ -1,4 +1,5 @@
 """Sampling on the transformers model with continuous batching.
 
-batch (admit, step) -> replica (modules with the snapshot's weights), keys_values, choose, stop
+pool (whose turn it is) -> batch (admit, step) -> replica (modules with the weights of one of the
+snapshots), keys_values, prompt_scores, choose, stop
 """

@@ -1,6 +1,5 @@
 """Continuous batching on one replica: rows join after a prefill and leave when they end."""
 
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +19,7 @@ from tinsmith.backend.sampling.keys_values import (
 )
 from tinsmith.backend.sampling.prompt_scores import score_prompt
 from tinsmith.backend.sampling.stop import stop_reason
+from tinsmith.backend.sampling.waiting import Waiting
 
 # Elements of one block of logits; drawing from it takes some six times its memory. On a CPU larger
 # blocks than the trainer's, since each block reads the whole unembedding again.
@@ -48,13 +48,13 @@ class SamplingBatch:
         self._block_rows = block_rows or max(
             1, MAX_LOGITS[base.device.type] // base.vocabulary_size
         )
-        self._waiting: deque[Job] = deque()
+        self._waiting = Waiting()
         self._admitting: list[tuple[Job, int]] = []
         self._rows: list[Row] = []
         self._keys_values = self._no_keys_values()
 
     def add(self, job: Job) -> None:
-        self._waiting.append(job)
+        self._waiting.add(job)
 
     @property
     def is_idle(self) -> bool:
@@ -80,15 +80,14 @@ class SamplingBatch:
     @torch.inference_mode()
     def cancel(self, job: Job) -> None:
         """Forget a request; its rows leave at once, and nobody is told."""
-        if job in self._waiting:
-            self._waiting.remove(job)
+        self._waiting.remove(job)
         self._keep([row for row in self._rows if row.job is not job])
 
     def take_back(self) -> list[Job]:
         """Give up the requests that have not begun, to be added elsewhere or later."""
-        waiting = [job for job in self._waiting if not job.num_started]
-        self._waiting = deque(job for job in self._waiting if job.num_started)
-        return waiting
+        jobs = list(self._waiting)
+        self._waiting = Waiting(job for job in jobs if job.num_started)
+        return [job for job in jobs if not job.num_started]
 
     def replace(self, replica: PreTrainedModel) -> None:
         """Go on with other weights. Running rows keep the keys and values that they have."""
@@ -125,14 +124,14 @@ class SamplingBatch:
         return sum(count for _, count in portions)
 
     def _take_what_fits(self) -> list[tuple[Job, int]]:
-        """Waiting jobs in order, and how many samples of each, while the cache would hold all rows
+        """Waiting jobs, and how many samples of each, while the cache would hold all rows
         at their longest. The last one may get a part of its samples; the others wait in line."""
         rows = len(self._rows)
         longest = max((row.job.longest for row in self._rows), default=0)
         prefill = 0
         taken: list[tuple[Job, int]] = []
         while self._waiting:
-            job = self._waiting[0]
+            job = self._waiting.first()
             longest = max(longest, job.longest)
             room = self._max_tokens_kept // longest - rows
             if job.prefilled is None:
@@ -146,7 +145,7 @@ class SamplingBatch:
             rows += count
             if count < job.num_left:
                 break
-            self._waiting.popleft()
+            self._waiting.pop_first()
         return taken
 
     def _prefill(self, jobs: Sequence[Job]) -> None:

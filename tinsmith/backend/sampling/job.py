@@ -39,6 +39,7 @@ class Job:
     request: SamplingRequest
     deliver: Callable[[SamplingResult], None]
     fail: Callable[[BaseException], None]
+    session_id: str = ""
     num_started: int = 0
     completions: dict[int, Completion] = field(default_factory=dict)
     prompt_scores: PromptScores | None = None
