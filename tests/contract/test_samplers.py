@@ -269,7 +269,10 @@ def flood_and_work(services: list[tinker.ServiceClient]) -> None:
         .result()
         for rank in range(1, MAX_REPLICAS + 2)
     ]
-    flood = [base.sample(PROMPT, 8, LONG).future() for _ in range(150)]
+    flood = [  # that all run at once and end one after the other
+        base.sample(PROMPT, 8, Params(max_tokens=20 + 3 * i, seed=i, stop=[])).future()
+        for i in range(150)
+    ]
     first, _ = wait(flood, return_when=FIRST_COMPLETED)
     assert first
     for client in (other, *snapshots):

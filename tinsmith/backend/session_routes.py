@@ -1,12 +1,11 @@
 """Sessions: opened, kept alive and ended by a client; listed and searched by any."""
 
-import math
-import time
 import uuid
 from collections.abc import Iterable
 from itertools import islice
 from typing import Annotated, Any
 
+import structlog
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from structlog.contextvars import bind_contextvars
@@ -19,6 +18,7 @@ from tinsmith.backend.records import Session, texts
 from tinsmith.backend.rest_requests import SessionSearchRequest, SessionStatusQuery
 from tinsmith.backend.samplers import Samplers
 from tinsmith.backend.sdk_versions import note_on
+from tinsmith.backend.silence import SESSION_TIMEOUT_S, Silence
 from tinsmith.backend.training import Training
 
 OWNER = "local"  # of everything: the server has one key, and no accounts
@@ -26,17 +26,35 @@ OWNER = "local"  # of everything: the server has one key, and no accounts
 MAX_SILENCE_S = 120.0
 Limit = Annotated[int, Query(ge=0, le=1000)]
 Offset = Annotated[int, Query(ge=0, lt=2**63)]  # what the database can count
+log = structlog.stdlib.get_logger(__name__)
 
 
 def add_session_routes(api: APIRouter, core: Core, training: Training, samplers: Samplers) -> None:
     """The life of a session."""
-    heard: dict[str, float] = {}  # session id -> when it was last heard of (monotonic)
+
+    def end(session_id: str, reason: dict[str, Any]) -> None:
+        core.store.sessions.end(session_id, reason)
+        core.sequencer.close(session_id)
+
+        def free() -> JsonResult:
+            training.free(session_id)
+            samplers.free(session_id)
+            return JsonResult({})
+
+        core.engine.submit("free", free, core.promises.create(f"{session_id}:finish"))
+
+    def give_up(session_id: str) -> None:
+        log.warning("session ended: no heartbeat", session_id=session_id)
+        detail = f"no heartbeat for {SESSION_TIMEOUT_S:.0f} s"
+        end(session_id, {"reason": {"type": "interrupted"}, "detail": detail})
+
+    silence = Silence(give_up)
 
     @api.post("/create_session")
     async def create_session(request: wire.CreateSessionRequest) -> dict[str, str | None]:
         session_id = uuid.uuid4().hex
         core.store.sessions.add(session_id, request.model_dump(exclude={"type"}))
-        heard[session_id] = time.monotonic()
+        silence.hear(session_id)
         bind_contextvars(session_id=session_id)
         return {
             "type": "create_session",
@@ -51,30 +69,20 @@ def add_session_routes(api: APIRouter, core: Core, training: Training, samplers:
         if session is None or session.ended is not None:
             what = "does not exist" if session is None else "has ended"
             return JSONResponse({"error": f"the session {what}"}, status_code=410)
-        heard[request.session_id] = time.monotonic()
+        silence.hear(request.session_id)
         return JSONResponse({"type": "session_heartbeat"})
 
     @api.post("/sessions/{session_id}/finish")
     async def finish_session(session_id: str, request: wire.FinishSessionRequest) -> dict[str, Any]:
         _known(core, session_id)
-        core.store.sessions.end(session_id, request.model_dump(exclude={"type"}))
-        heard.pop(session_id, None)
-        core.sequencer.close(session_id)
-
-        def free() -> JsonResult:
-            training.free(session_id)
-            samplers.free(session_id)
-            return JsonResult({})
-
-        core.engine.submit("free", free, core.promises.create(f"{session_id}:finish"))
+        silence.forget(session_id)
+        end(session_id, request.model_dump(exclude={"type"}))
         return {}
 
-    _add_session_listing(api, core, samplers, heard)
+    _add_session_listing(api, core, samplers, silence)
 
 
-def _add_session_listing(
-    api: APIRouter, core: Core, samplers: Samplers, heard: dict[str, float]
-) -> None:
+def _add_session_listing(api: APIRouter, core: Core, samplers: Samplers, silence: Silence) -> None:
     @api.get("/sessions")
     async def sessions(
         limit: Limit = 20, offset: Offset = 0, access_scope: wire.AccessScope = "owned"
@@ -98,11 +106,11 @@ def _add_session_listing(
             as_text(cursor.last_created_at) if cursor else None,
             cursor.last_session_id if cursor else "",
         )
-        found = (one for one in older if _matches(one, request, _status(one, heard)))
+        found = (one for one in older if _matches(one, request, _status(one, silence)))
         page = list(islice(found, request.limit + 1))
         last = page[request.limit - 1] if len(page) > request.limit else None
         return {
-            "sessions": [_summary(core, one, heard) for one in page[: request.limit]],
+            "sessions": [_summary(core, one, silence) for one in page[: request.limit]],
             "next_cursor": last
             and {"last_created_at": last.created, "last_session_id": last.session_id},
         }
@@ -145,22 +153,22 @@ def _has_status(status: dict[str, Any] | None, wanted: Iterable[SessionStatusQue
     )
 
 
-def _status(session: Session, heard: dict[str, float]) -> dict[str, Any] | None:
+def _status(session: Session, silence: Silence) -> dict[str, Any] | None:
     """None where a session neither ended nor was heard of lately."""
     if session.ended is not None:
         return {"type": "client_finished", **session.ended}
-    is_alive = time.monotonic() - heard.get(session.session_id, -math.inf) < MAX_SILENCE_S
+    is_alive = silence.of(session.session_id) < MAX_SILENCE_S
     return {"type": "active"} if is_alive else None
 
 
-def _summary(core: Core, session: Session, heard: dict[str, float]) -> dict[str, Any]:
+def _summary(core: Core, session: Session, silence: Silence) -> dict[str, Any]:
     count, size_bytes = core.store.sessions.storage(session.session_id)
     return {
         "session_id": session.session_id,
         "created_at": session.created,
         "owner": OWNER,
         "project_id": session.details.get("project_id") or "",
-        "status": _status(session, heard),
+        "status": _status(session, silence),
         "checkpoints_count": count,
         "checkpoint_storage_bytes": size_bytes,
         "display_name": session.details.get("display_name"),
