@@ -12,6 +12,7 @@ difference is above --threshold, with 2 when there is nothing to compare.
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,8 +118,13 @@ def _connect(args: argparse.Namespace) -> Iterator[tuple[tinker.ServiceClient, s
     if args.model is None:
         raise TinsmithError("give --model DIR, or --base-url and --base-model of a backend")
     name = args.base_model or args.model.name
-    options = [f"--device={args.device}", f"--dtype={args.dtype}"]
-    with local_server({name: str(args.model)}, options) as endpoint:
+    with (
+        tempfile.TemporaryDirectory() as store,
+        local_server(
+            {name: str(args.model)},
+            [f"--device={args.device}", f"--dtype={args.dtype}", f"--store={store}"],
+        ) as endpoint,
+    ):
         os.environ.update(endpoint.environment())
         with tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key) as service:
             yield service, name
