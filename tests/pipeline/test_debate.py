@@ -9,6 +9,8 @@ import yaml
 
 from tests.pipeline.workflow import ROOT, Workflow
 
+# The fixture runs the whole DAG, which a busy machine takes long for.
+pytestmark = pytest.mark.timeout(1800)
 RUN = Path("results/seed=0")
 SMALL = {"learning_rate": 0.0015, "problems_per_step": 16, "max_tokens": 8, "eval_problems": 8}
 STEPS = {"rejection": 2, "grpo": 8}
