@@ -6,6 +6,7 @@ rule evaluate_stage:
         checkpoint=PLAN.evaluated_checkpoint,
         previous=PLAN.previous_samples,
         base=PLAN.base_samples,
+        user_code=PLAN.user_code,
         setup=ancient("results/setup/setup.json"),
     output:
         evaluation="results/{run}/{stage}/evaluation/evaluation.json",
@@ -34,6 +35,7 @@ rule evaluate_stage:
         " --checkpoint {input.checkpoint:q}"
         " --previous {input.previous:q}"
         " --base {input.base:q}"
+        " --user-code {input.user_code:q}"
         " --evaluation {output.evaluation:q}"
         " --samples {output.samples:q}"
         " --log {log:q}"

@@ -9,6 +9,7 @@ rule train_stage:
         train=PLAN.train_file,
         heldout=PLAN.heldout_file,
         previous=PLAN.previous_checkpoint,
+        user_code=PLAN.user_code,
         setup=ancient("results/setup/setup.json"),
     output:
         checkpoint="results/{run}/{stage}/checkpoint.json",
@@ -45,6 +46,7 @@ rule train_stage:
         " --train {input.train:q}"
         " --heldout {input.heldout:q}"
         " --previous {input.previous:q}"
+        " --user-code {input.user_code:q}"
         " --work {params.work:q}"
         " --checkpoint {output.checkpoint:q}"
         " --metrics {output.metrics:q}"

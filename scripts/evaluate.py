@@ -30,7 +30,9 @@ def main() -> None:
         log=args.log,
         metadata=args.metadata,
         settings=args.settings,
-        inputs=inputs | {name: path for name, path in optional.items() if path},
+        inputs=inputs
+        | {name: path for name, path in optional.items() if path}
+        | {file.name: file for file in args.user_code},
         outputs={"evaluation": args.evaluation, "samples": args.samples},
         seeds={"run": args.settings.seed},
     ):
@@ -87,6 +89,7 @@ def _parse() -> argparse.Namespace:
     for name in ("model", "heldout", "evaluation", "samples", "log", "metadata"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path, nargs="?", help="none for the base")
+    parser.add_argument("--user-code", type=Path, nargs="*", default=[], help="task and paradigm")
     for name in ("previous", "base"):
         parser.add_argument(f"--{name}", type=Path, nargs="?", help="samples.jsonl to compare with")
     return parser.parse_args()

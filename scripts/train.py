@@ -50,7 +50,9 @@ def main() -> None:
         log=args.log,
         metadata=args.metadata,
         settings=args.settings,
-        inputs=inputs | ({"previous": args.previous} if args.previous else {}),
+        inputs=inputs
+        | ({"previous": args.previous} if args.previous else {})
+        | {file.name: file for file in args.user_code},
         outputs={name: getattr(args, name) for name in outputs},
         seeds={"run": args.settings.seed},
     ):
@@ -71,6 +73,7 @@ def _train(
 ) -> None:
     """Go on where the working folder says, to the end of the stage; then write the outputs."""
     files = [path for path in (args.train, args.heldout, args.previous) if path]
+    files += args.user_code
     print_of_inputs = fingerprint(settings.model_dump_json(exclude={"monitors"}), files)
     progress = read_progress(args.work, print_of_inputs)
     previous = Checkpoint.read(args.previous) if args.previous else None
@@ -194,6 +197,7 @@ def _parse() -> argparse.Namespace:
     for name in ("model", "train", "heldout", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--previous", type=Path, nargs="?", help="checkpoint.json, if any")
+    parser.add_argument("--user-code", type=Path, nargs="*", default=[], help="task and paradigm")
     for name in ("checkpoint", "metrics", "steps", "transcript", "weights", "log", "metadata"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     return parser.parse_args()

@@ -21,7 +21,7 @@ from tinsmith.errors import TinsmithError
 from tinsmith.models import check_model_directory
 from tinsmith.report.results import reported_files
 from tinsmith.runs import BASE, RunConfig, expand, settings_json
-from tinsmith.user_code import load_class
+from tinsmith.user_code import load_class, source_files
 
 NOTHING = "(?!)"
 
@@ -115,6 +115,11 @@ class Plan:
 
     def heldout_file(self, wildcards: Any) -> str:
         return f"data/{self._run(wildcards).data_key}/heldout.jsonl"
+
+    def user_code(self, wildcards: Any) -> list[str]:
+        """The files that define the run's task and paradigm, where the user wrote them."""
+        config = self._run(wildcards).config
+        return [str(file) for file in source_files(config.task, config.paradigm)]
 
     def work_dir(self, wildcards: Any) -> str:
         return self._run(wildcards).work_dir(wildcards.stage)

@@ -49,12 +49,14 @@ def load_class(section: UserClass, seam: type, key: str, *arguments: Any) -> typ
     return found
 
 
-def source_file(section: Any) -> Path | None:
-    """The file that a user's class was loaded from; None for what is Tinsmith's own."""
-    if not isinstance(section, UserClass):
-        return None
-    file = sys.modules[section.kind.partition(":")[0]].__file__
-    return Path(file) if file else None
+def source_files(*sections: Any) -> list[Path]:
+    """The files of the user's classes among `sections`, once they were loaded."""
+    modules = (
+        sys.modules[section.kind.partition(":")[0]]
+        for section in sections
+        if isinstance(section, UserClass)
+    )
+    return sorted({Path(module.__file__) for module in modules if module.__file__})
 
 
 def _import(module_name: str, section: UserClass, key: str) -> Any:

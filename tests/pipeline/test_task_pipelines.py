@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {
     "evaluation": EVALUATION,
 }
 LAST = "results/seed=0/grpo"
+TARGET = (f"{LAST}/evaluation/evaluation.json",)
 SUMS = {"kind": "file", "path": "sums.jsonl", "held_out": 8}
 CHOICES = {"kind": "file", "path": "choice.jsonl", "held_out": 8, "extra_fields": ["choices"]}
 # What is changed in each config beside its model and sizes, and the terms of its rewards.
@@ -119,7 +120,7 @@ def test_the_task_and_the_paradigm_of_the_docs_work_from_the_users_folder(
     numbers = random.Random(0).sample(range(1000, 10_000), 80)
     write_jsonl(tmp_path / "numbers.jsonl", [{"question": str(number)} for number in numbers])
     workflow = Workflow(tmp_path, config, stand_ins=False)
-    said = workflow.snakemake("--cores", "2", f"{LAST}/evaluation/evaluation.json")
+    said = workflow.snakemake("--cores", "2", *TARGET)
     assert said.code == 0, said.text
 
     [step, _] = read_jsonl(tmp_path / LAST / "metrics.jsonl")
@@ -128,3 +129,10 @@ def test_the_task_and_the_paradigm_of_the_docs_work_from_the_users_folder(
     assert len(rows) == EVALUATION["num_problems"] * EVALUATION["samples_per_problem"] * 2
     step_0 = json.loads((tmp_path / LAST / "steps/training_step_0.json").read_text())
     assert any(any(sample["advantages"]) for sample in step_0["samples"])
+
+    record = json.loads((tmp_path / LAST / "run_metadata.json").read_text())
+    files = {blocks(page)[0] for page in ("add-a-task.md", "add-a-paradigm.md")}
+    assert files <= record["inputs"].keys(), "what the user wrote is part of what the result is of"
+    assert "Nothing to be done" in workflow.snakemake("--dry-run", *TARGET).text
+    (tmp_path / min(files)).write_text(blocks("add-a-paradigm.md")[1] + "\n")
+    assert "train_stage" in workflow.snakemake("--dry-run", *TARGET).text

@@ -65,7 +65,7 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.linear = linear
         self.weight = linear.weight
-        self.a, self.b = pair
+        self.a, self.b = (side.to(linear.weight.device) for side in pair)  # files load to the CPU
         self.scaling = scaling
 
     def forward(self, x: Tensor) -> Tensor:
