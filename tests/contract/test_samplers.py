@@ -29,7 +29,8 @@ from tests.clients import (
     train,
     trained_client,
 )
-from tinsmith.backend.samplers import MAX_QUEUED
+from tests.in_process import KEY, serving
+from tinsmith.backend import samplers
 from tinsmith.backend.sampling.pool import MAX_REPLICAS
 from tinsmith.serving import Endpoint
 
@@ -290,39 +291,60 @@ def num_done(futures: list[Future[Any]]) -> int:
 
 
 def test_beyond_its_bound_a_session_is_told_to_back_off_and_others_are_served(
-    service: tinker.ServiceClient, http: httpx.Client
+    qwen3_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    session = http.post("/api/v1/create_session", json={"sdk_version": "0.38.0", "tags": []})
-    session_id = session.json()["session_id"]
-    body = {"session_id": session_id, "sampling_session_seq_id": 0, "base_model": "qwen3"}
-    sampling_session = http.post("/api/v1/create_sampling_session", json=body).json()
-    request = {
-        "prompt": {"chunks": [{"type": "encoded_text", "tokens": TOKENS}]},
-        "sampling_params": {"max_tokens": 400, "stop": []},
-        "num_samples": 100,
-        **{"sampling_session_id": sampling_session["sampling_session_id"]},
-    }
-    statuses = []
-    for seq_id in range(MAX_QUEUED + 50):
-        answer = http.post("/api/v1/asample", json=request | {"seq_id": seq_id})
-        statuses.append(answer.status_code)
-        if answer.is_error:
-            break
-    assert statuses[:-1] == [200] * (len(statuses) - 1)
-    assert len(statuses) > MAX_QUEUED
-    assert statuses[-1] == 429
-    assert f"at most {MAX_QUEUED}" in answer.json()["error"]
-    client = service.create_sampling_client(base_model="qwen3").result()
-    assert sample(client, TOKENS, 1, max_tokens=2)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setattr(samplers, "MAX_QUEUED", 8)
+    with (
+        serving(qwen3_dir, tmp_path / "store") as served,
+        httpx.Client(base_url=served.base_url, headers={"X-API-Key": KEY}, timeout=60) as http,
+        served.client() as service,
+    ):
+        created = http.post("/api/v1/create_session", json={"sdk_version": "0.38.0", "tags": []})
+        session_id = created.json()["session_id"]
+        body = {"session_id": session_id, "sampling_session_seq_id": 0, "base_model": "qwen3"}
+        made = http.post("/api/v1/create_sampling_session", json=body).json()
+        request = {
+            "prompt": {"chunks": [{"type": "encoded_text", "tokens": TOKENS}]},
+            "sampling_params": {"max_tokens": 400, "stop": []},
+            "num_samples": 100,
+            "sampling_session_id": made["sampling_session_id"],
+        }
 
-    repeated = http.post("/api/v1/asample", json=request | {"seq_id": len(statuses) - 2})
-    assert repeated.status_code == 200, "what was taken is known, and not counted twice"
-    http.post(f"/api/v1/sessions/{session_id}/finish", json={"reason": {"type": "success"}})
-    pending = {"request_id": repeated.json()["request_id"]}
-    assert "has ended" in http.post("/api/v1/retrieve_future", json=pending).json()["error"]
-    late = http.post("/api/v1/asample", json=request | {"seq_id": 10**6})
-    assert late.status_code == 400
-    assert "has ended" in late.json()["error"]
+        def ask(seq_id: int) -> httpx.Response:
+            return http.post("/api/v1/asample", json=request | {"seq_id": seq_id})
+
+        assert [ask(seq_id).status_code for seq_id in range(8)] == [200] * 8
+        beyond = ask(8)
+        assert beyond.status_code == 429
+        assert "at most 8" in beyond.json()["error"]
+        assert sample(
+            service.create_sampling_client(base_model="qwen3").result(), TOKENS, 1, max_tokens=2
+        )
+
+        repeated = ask(7)
+        assert repeated.status_code == 200, "what was taken is known, and not counted twice"
+        http.post(f"/api/v1/sessions/{session_id}/finish", json={"reason": {"type": "success"}})
+        pending = {"request_id": repeated.json()["request_id"]}
+        assert "has ended" in http.post("/api/v1/retrieve_future", json=pending).json()["error"]
+        late = ask(10**6)
+        assert late.status_code == 400
+        assert "has ended" in late.json()["error"]
+
+
+def test_a_client_that_is_told_to_back_off_gets_all_of_its_answers(
+    qwen3_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setattr(samplers, "MAX_QUEUED", 4)
+    refused = []
+    busy = samplers.Busy
+    monkeypatch.setattr(samplers, "Busy", lambda said: refused.append(said) or busy(said))
+    with serving(qwen3_dir, tmp_path / "store") as served, served.client() as service:
+        client = service.create_sampling_client(base_model="qwen3").result()
+        futures = [client.sample(PROMPT, 1, Params(max_tokens=100, seed=i)) for i in range(12)]
+        assert all(future.result(timeout=120).sequences for future in futures)
+    assert refused
 
 
 # A server that was killed
