@@ -16,7 +16,7 @@ SAME_MODEL_KL_NATS = 1e-4
 def dpo_metrics(recipes: Recipes) -> Metrics:
     """Three steps of DPO."""
     return recipes.run("preference.dpo.train", "runs/dpo", f"model_name={MODEL}", "dataset=hhh",
-                       "batch_size=8", "learning_rate=1e-3", "max_steps=3")  # fmt: skip
+                       "batch_size=8", "learning_rate=1e-2", "max_steps=3")  # fmt: skip
 
 
 def test_dpo_starts_at_ln_2_and_goes_down(dpo_metrics: Metrics):
@@ -44,7 +44,7 @@ def test_a_student_is_some_kl_away_from_a_trained_checkpoint_as_teacher(recipes:
     checkpoint = sampler_path(recipes.folder / "runs" / "dpo")
     kl = teacher_kl(recipes, "runs/trained", f"teacher_model={MODEL}",
                     f"teacher_checkpoint={checkpoint}")  # fmt: skip
-    assert kl > 10 * SAME_MODEL_KL_NATS
+    assert abs(kl) > 100 * SAME_MODEL_KL_NATS  # an estimate from samples: its sign is chance
 
 
 def sampler_path(log_path: Path) -> str:
