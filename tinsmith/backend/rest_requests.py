@@ -1,8 +1,8 @@
 """The JSON requests about sessions and checkpoints that are there."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field, model_validator
 
 from tinsmith.backend.requests import Request, TtlSeconds
 
@@ -36,6 +36,12 @@ class SearchOwner(BaseModel, extra="forbid"):
 class SessionStatusQuery(BaseModel, extra="forbid"):
     type: Literal["active", "cancelled", "failed", "client_finished"]
     reasons: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _has_reasons_if_it_ended(self) -> Self:
+        if self.type == "active" and self.reasons is not None:
+            raise ValueError("reasons belong to sessions that ended; leave them out with active")
+        return self
 
 
 class SessionSearchCursor(BaseModel, extra="forbid"):
