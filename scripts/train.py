@@ -4,7 +4,7 @@ import argparse
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import tinker
@@ -15,7 +15,6 @@ from tinsmith.checkpoints import (
     Checkpoint,
     explained,
     fetch_weights,
-    open_reference,
     open_training_client,
     resume_training_client,
     save_final,
@@ -78,11 +77,12 @@ def _train(
     progress = read_progress(args.work, print_of_inputs)
     previous = Checkpoint.read(args.previous) if args.previous else None
     training_client = _open(service, settings, progress, previous, args.work)
-    reference = cache(partial(open_reference, service, settings.model_name, previous))
     chat = Chat.load(args.model)
     frozen = FrozenModels(service, settings.model_name, chat)
     paths = progress.snapshots if progress else {}
     snapshots = open_snapshots(settings, training_client, frozen, paths)
+    # A new adapter leaves the base model as it is.
+    reference = partial(frozen.client, previous.checkpoints.sampler if previous else None)
     context = _context(args, settings, training_client, reference, frozen, snapshots)
     first_step = progress.next_step if progress else 0
 

@@ -73,17 +73,6 @@ def open_training_client(
     ).result()
 
 
-def open_reference(
-    service: tinker.ServiceClient, base_model: str, previous: Checkpoint | None
-) -> tinker.SamplingClient:
-    """The policy that a stage starts with: the checkpoint before it, or the base model, which a new
-    adapter leaves as it is."""
-    if previous is None:
-        return service.create_sampling_client(base_model=base_model).result()
-    with explained(f"loading {previous.checkpoints.sampler}"):
-        return service.create_sampling_client(model_path=previous.checkpoints.sampler).result()
-
-
 def resume_training_client(
     service: tinker.ServiceClient, state: str, work: Path
 ) -> tinker.TrainingClient:

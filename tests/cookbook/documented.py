@@ -5,12 +5,11 @@ that hold the word. It takes some ten minutes and is no part of the suite.
 """
 
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from tests.cookbook.recipes import ROOT
+from tests.cookbook.recipes import ROOT, end_of
 
 PAGE = ROOT / "docs" / "cookbook.md"
 TIMEOUT_S = 900
@@ -33,16 +32,7 @@ def named_recipes() -> set[str]:
 def run_command(definition: str, command: str, folder: Path) -> bool:
     """Whether it ended well; if not, the last of what it said is printed."""
     start = time.monotonic()
-    ended = subprocess.run(
-        ["bash", "-c", f"{definition}\n{command}"],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    ended = end_of(["bash", "-c", f"{definition}\n{command}"], folder, None, TIMEOUT_S)
     verdict = "ran" if ended.returncode == 0 else f"failed ({ended.returncode})"
     print(f"{verdict} in {time.monotonic() - start:.0f} s: {command}", flush=True)
     if ended.returncode != 0:

@@ -32,7 +32,15 @@ def recipe_command(recipe: str, *options: str) -> list[str]:
 
 def run_program(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
     """Run a command to its end; if it fails, so does the test, with the last that it said."""
-    ended = subprocess.run(
+    ended = end_of(command, folder, environment, TIMEOUT_S)
+    assert ended.returncode == 0, f"{' '.join(command)}\n{ended.stdout[-6000:]}"
+
+
+def end_of(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str] | None, timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """How a command ended, and all that it said; an environment of None is this process's own."""
+    return subprocess.run(
         command,
         cwd=folder,
         env=environment,
@@ -40,10 +48,9 @@ def run_program(command: Sequence[str], folder: Path, environment: Mapping[str, 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=timeout_s,
         check=False,
     )
-    assert ended.returncode == 0, f"{' '.join(command)}\n{ended.stdout[-6000:]}"
 
 
 def read_metrics(log_path: Path) -> Metrics:

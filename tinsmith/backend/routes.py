@@ -46,7 +46,8 @@ def make_router(core: Core) -> APIRouter:
     training, samplers = Training(core), Samplers(core)
     _add_client_routes(api, core)
     add_session_routes(api, core, training, samplers)
-    _add_training_routes(api, core, training, Saving(core, training, samplers))
+    _add_training_routes(api, core, training)
+    _add_saving_routes(api, Saving(core, training, samplers))
     _add_sampling_routes(api, samplers)
     _add_future_route(api, core)
     add_run_routes(api, core)
@@ -85,7 +86,7 @@ def _add_client_routes(api: APIRouter, core: Core) -> None:
         return {"status": "accepted"}  # and dropped: it stays on this machine
 
 
-def _add_training_routes(api: APIRouter, core: Core, training: Training, saving: Saving) -> None:
+def _add_training_routes(api: APIRouter, core: Core, training: Training) -> None:
     @api.post("/create_model")
     async def create_model(request: wire.CreateModelRequest) -> dict[str, Any]:
         return _pending(training.create(request))
@@ -129,6 +130,8 @@ def _add_training_routes(api: APIRouter, core: Core, training: Training, saving:
     async def optim_step(request: wire.OptimStepRequest) -> dict[str, Any]:
         return _pending(training.optim_step(request), request.model_id)
 
+
+def _add_saving_routes(api: APIRouter, saving: Saving) -> None:
     @api.post("/save_weights")
     async def save_weights(request: wire.SaveWeightsRequest) -> dict[str, Any]:
         return _pending(saving.state(request), request.model_id)

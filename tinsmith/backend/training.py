@@ -2,7 +2,6 @@
 
 import logging
 import random
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,9 +24,6 @@ from tinsmith.errors import TinsmithError
 
 log = logging.getLogger(__name__)
 
-# Between two notes that the same run was used, where no other was in between.
-TOUCH_S = 1.0
-
 
 class Training:
     """Training runs of this server's life. Called on the event loop; the engine's thread alone
@@ -36,7 +32,6 @@ class Training:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._trainers: dict[str, Trainer] = {}
-        self._touched: tuple[str, float] | None = None  # the run last noted as used, and when
         self._warned: set[str] = set()
 
     def create(self, request: CreateModelRequest) -> Promise:
@@ -148,19 +143,12 @@ class Training:
             trainer = self._trainers.get(model_id)
             if trainer is None:
                 raise TinsmithError(f"model {model_id!r} could not be created or was freed")
-            self._touch(model_id)
+            self._core.store.touch_run(model_id)
             return run(trainer)
 
         return self._core.sequencer.submit(
             model_id, seq_id, lambda promise: self._core.engine.submit(name, operation, promise)
         )
-
-    def _touch(self, model_id: str) -> None:
-        """Note when a run was used last, to the second: the disk costs more than a small step."""
-        touched, now = self._touched, time.monotonic()
-        if touched is None or touched[0] != model_id or now - touched[1] >= TOUCH_S:
-            self._core.store.touch_run(model_id)
-            self._touched = model_id, now
 
     @property
     def num_models(self) -> int:
