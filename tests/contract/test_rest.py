@@ -140,9 +140,10 @@ def test_a_copy_that_is_asked_for_twice_is_made_once(
 
     answers = [copy(key, destination_project_id="p").json() for key in ("a", "a", "b")]
     assert answers[0] == answers[1] != answers[2]
-    own = copy("c", session_id=session, model_seq_id=77).json()
-    assert own["tinker_path"] == f"tinker://{session}:train:77/weights/copied-twice"
-    taken = copy("d", session_id=session, model_seq_id=int(trainer.model_id[-1]))
+    unused = 10_000  # the session's SDK counts its own models up from 0
+    own = copy("c", session_id=session, model_seq_id=unused).json()
+    assert own["tinker_path"] == f"tinker://{session}:train:{unused}/weights/copied-twice"
+    taken = copy("d", session_id=session, model_seq_id=int(trainer.model_id.split(":")[-1]))
     assert taken.json().get("tinker_path") == source or "exists already" in taken.json()["error"]
     assert "needs destination_project_id, or session_id" in copy("e").json()["error"]
 

@@ -155,7 +155,8 @@ def test_only_sampling_requests_are_cancelled_and_late_ones_do_no_harm(
     for request_id in (f"{sampler_id(client)}:0", "never-heard-of"):
         assert http.post("/api/v1/cancel_future", json={"request_id": request_id}).json() == {}
     session_id = sampler_id(client).split(":")[0]
-    body = {"session_id": session_id, "model_seq_id": 78, "base_model": "qwen3"}
+    unused = 20_000  # the session's SDK counts its own models up from 0
+    body = {"session_id": session_id, "model_seq_id": unused, "base_model": "qwen3"}
     created = http.post("/api/v1/create_model", json=body).json()
     model_id = http.post("/api/v1/retrieve_future", json=created).json()["model_id"]
     body = {"model_id": model_id, "adam_params": {"learning_rate": 0.0}}
