@@ -11,7 +11,7 @@ from tests.models import make_model
 if TYPE_CHECKING:
     import tinker
 
-    from tinsmith.backend.base_model import BaseModel
+    from tinsmith.backend.model.base_model import BaseModel
     from tinsmith.serving import Endpoint
 
 ARCHITECTURES = ("qwen3", "llama")
@@ -39,7 +39,7 @@ def bases(model_dirs: dict[str, Path]) -> "dict[str, BaseModel]":
     """Both models as the backend loads them, in this process."""
     import torch
 
-    from tinsmith.backend.base_model import load_base_models
+    from tinsmith.backend.model.base_model import load_base_models
 
     torch.set_num_threads(1)
     sources = {name: str(directory) for name, directory in model_dirs.items()}

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tinsmith.backend.datums import Datum
+from tinsmith.backend.model.datums import Datum
 
 VOCABULARY_SIZE = 400
 LENGTHS = (5, 1, 17, 9, 30, 9, 2)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from tinker.proto import tinker_public_pb2 as pb
 
-from tinsmith.backend.json_datums import ForwardBackwardRequest, ForwardRequest
+from tinsmith.backend.wire.json_datums import ForwardBackwardRequest, ForwardRequest
 
 PROTOBUF = "application/x-protobuf"
 HUGE_INTS = (0, -1, 2**31, 2**53, 2**63, -(2**63) - 1, 2**64, 10**30)

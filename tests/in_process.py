@@ -10,10 +10,10 @@ import tinker
 import uvicorn
 from fastapi import FastAPI
 
-from tinsmith.backend.app import make_app
 from tinsmith.backend.core import Core
 from tinsmith.backend.server import running_core
 from tinsmith.backend.settings import ServerSettings
+from tinsmith.backend.wire.app import make_app
 
 KEY = "tml-key-of-a-server-in-this-process"
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.datums import cross_entropy_data, gspo_data, policy_data, top_k_data
-from tinsmith.backend.datums import Datum
-from tinsmith.backend.loss_choice import LossChoice
+from tinsmith.backend.model.datums import Datum
+from tinsmith.backend.model.loss_choice import LossChoice
 
 PPO = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
 CISPO = {"clip_low_threshold": 0.3, "clip_high_threshold": 2.0}

@@ -13,7 +13,7 @@ from tests.compatibility.outcome import Outcome
 from tests.compatibility.table import write_table
 from tests.compatibility.trial import try_version
 from tests.models import make_model
-from tinsmith.backend.sdk_versions import OLDEST
+from tinsmith.backend.wire.sdk_versions import OLDEST
 from tinsmith.serving import local_server
 
 # The commands are those of the newest SDK: the earlier ones have them in part.

@@ -11,7 +11,7 @@ import zstandard
 from tinker import types
 
 from tests.clients import forward, make_datum, random_tokens, trained_client
-from tinsmith.backend.gate import MAX_DATA_BYTES
+from tinsmith.backend.wire.gate import MAX_DATA_BYTES
 from tinsmith.serving import Endpoint
 
 TOKENS = random_tokens(0, 10)

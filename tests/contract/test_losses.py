@@ -20,7 +20,7 @@ from tests.clients import (
 )
 from tests.losses import CISPO, GSPO, PPO, reference_loss
 from tests.reference import Reference, read_adapter, trainable
-from tinsmith.backend.loss_choice import LossChoice
+from tinsmith.backend.model.loss_choice import LossChoice
 
 LENGTHS = (9, 40, 2, 120, 40)
 SEQUENCES = [random_tokens(50 + i, size) for i, size in enumerate(LENGTHS)]

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.in_process import KEY, Served, serving
-from tinsmith.backend.gate import MAX_BODY_BYTES, MAX_DATA_BYTES
-from tinsmith.backend.routes import CLIENT_CONFIG
-from tinsmith.backend.store import check_name
+from tinsmith.backend.storage.store import check_name
+from tinsmith.backend.wire.gate import MAX_BODY_BYTES, MAX_DATA_BYTES
+from tinsmith.backend.wire.routes import CLIENT_CONFIG
 from tinsmith.errors import TinsmithError
 
 ROOT = Path(__file__).parents[2]

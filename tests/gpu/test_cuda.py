@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from tinsmith.backend.adapter import LoraSettings, attach_adapter, lora_pairs
-from tinsmith.backend.base_model import BaseModel, load_base_models
-from tinsmith.backend.datums import Datum
-from tinsmith.backend.loss_choice import LossChoice
+from tinsmith.backend.model.adapter import LoraSettings, attach_adapter, lora_pairs
+from tinsmith.backend.model.base_model import BaseModel, load_base_models
+from tinsmith.backend.model.datums import Datum
+from tinsmith.backend.model.loss_choice import LossChoice
+from tinsmith.backend.model.trainer import AdamParams, Trainer
 from tinsmith.backend.sampling.batch import SamplingBatch
 from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.sampling.replica import make_replica
 from tinsmith.backend.sampling.request import SamplingRequest, SamplingResult
-from tinsmith.backend.trainer import AdamParams, Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

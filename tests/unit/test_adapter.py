@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.reference import Reference
-from tinsmith.backend.adapter import (
+from tinsmith.backend.model.adapter import (
     AdapterWeights,
     LoraSettings,
     adapter_weights,
@@ -17,7 +17,7 @@ from tinsmith.backend.adapter import (
     lora_pairs,
     set_adapter_weights,
 )
-from tinsmith.backend.base_model import BaseModel
+from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.errors import TinsmithError
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tinsmith.backend.base_model import BaseModel, choose_device, load_base_models
-from tinsmith.backend.check import check_model
+from tinsmith.backend.model.base_model import BaseModel, choose_device, load_base_models
+from tinsmith.backend.model.check import check_model
 from tinsmith.errors import TinsmithError
 
 

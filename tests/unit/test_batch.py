@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from tinsmith.backend.adapter import AdapterWeights, LoraSettings
-from tinsmith.backend.base_model import BaseModel, backbone
+from tinsmith.backend.model.adapter import AdapterWeights, LoraSettings
+from tinsmith.backend.model.base_model import BaseModel, backbone
 from tinsmith.backend.sampling.batch import MAX_PREFILLS, SamplingBatch
 from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.sampling.keys_values import PromptKeysValues, RunningKeysValues

@@ -11,10 +11,10 @@ from tinker import TensorData
 from tinker.proto import tinker_public_pb2 as pb
 from tinker.proto.request_conv import _tensor_data_to_proto
 
-from tinsmith.backend import tensors
-from tinsmith.backend.datums import Datum, decode_datums
-from tinsmith.backend.loss_choice import LossChoice, check_substitutes, choose_loss
-from tinsmith.backend.tensors import decode_tensor
+from tinsmith.backend.model import tensors
+from tinsmith.backend.model.datums import Datum, decode_datums
+from tinsmith.backend.model.loss_choice import LossChoice, check_substitutes, choose_loss
+from tinsmith.backend.model.tensors import decode_tensor
 from tinsmith.errors import TinsmithError
 
 
@@ -164,9 +164,9 @@ def test_small_data_that_unfold_to_a_large_request_are_refused(monkeypatch: pyte
     }
     message = request("cross_entropy", inputs)
     message.data.extend([message.data[0]] * 2)
-    monkeypatch.setattr("tinsmith.backend.datums.MAX_ELEMENTS", 3 * 6)
+    monkeypatch.setattr("tinsmith.backend.model.datums.MAX_ELEMENTS", 3 * 6)
     assert len(decode(message)) == 3
-    monkeypatch.setattr("tinsmith.backend.datums.MAX_ELEMENTS", 3 * 6 - 1)
+    monkeypatch.setattr("tinsmith.backend.model.datums.MAX_ELEMENTS", 3 * 6 - 1)
     with pytest.raises(TinsmithError, match=r"at most 17 target tokens together, and data\[2\]"):
         decode(message)
     assert tensors.MAX_ELEMENTS == 1 << 26

@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 from tests.datums import cross_entropy_data, policy_data
 from tests.losses import CASES, reference_loss
 from tests.reference import Reference, trainable
-from tinsmith.backend import forward
-from tinsmith.backend.adapter import LoraSettings, attach_adapter, lora_pairs
-from tinsmith.backend.base_model import BaseModel
-from tinsmith.backend.datums import Datum
-from tinsmith.backend.forward import Scored, micro_batches
-from tinsmith.backend.loss_choice import LossChoice
-from tinsmith.backend.score import score
+from tinsmith.backend.model import forward
+from tinsmith.backend.model.adapter import LoraSettings, attach_adapter, lora_pairs
+from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.model.datums import Datum
+from tinsmith.backend.model.forward import Scored, micro_batches
+from tinsmith.backend.model.loss_choice import LossChoice
+from tinsmith.backend.model.score import score
 from tinsmith.objectives.losses import LOSSES
 
 SETTINGS = LoraSettings(rank=4, alpha=32.0)

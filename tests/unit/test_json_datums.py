@@ -12,7 +12,7 @@ from tinker.proto.request_conv import forward_backward_request_to_proto
 from tinker.types.forward_backward_input import ForwardBackwardInput
 from tinker.types.forward_backward_request import ForwardBackwardRequest
 
-from tinsmith.backend.json_datums import forward_backward_message, forward_message
+from tinsmith.backend.wire.json_datums import forward_backward_message, forward_message
 from tinsmith.errors import TinsmithError
 
 DENSE = {"data": [0.1, -2.5, 1e-7], "dtype": "float32", "shape": [3]}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.losses import CASES, CISPO, GSPO, PPO, reference_loss
-from tinsmith.backend.loss_choice import LossChoice
+from tinsmith.backend.model.loss_choice import LossChoice
 from tinsmith.objectives.losses import LOSSES, sequence_log_ratios
 
 Inputs = dict[str, Tensor]

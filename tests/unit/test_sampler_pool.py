@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinsmith.backend.adapter import AdapterWeights, LoraSettings
-from tinsmith.backend.base_model import BaseModel
+from tinsmith.backend.model.adapter import AdapterWeights, LoraSettings
+from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.sampling import snapshots as snapshots_module
 from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.sampling.memory import left_in_groups

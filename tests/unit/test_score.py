@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from tests.datums import gspo_data, policy_data, top_k_data
 from tests.losses import CASES
 from tests.unit.test_trainer import PLAIN, are_equal, make_trainer, weights
-from tinsmith.backend.adapter import LoraSettings, attach_adapter, lora_pairs
-from tinsmith.backend.base_model import BaseModel, backbone
-from tinsmith.backend.datums import Datum
-from tinsmith.backend.forward import Scored
-from tinsmith.backend.loss_choice import LossChoice
-from tinsmith.backend.score import score
+from tinsmith.backend.model.adapter import LoraSettings, attach_adapter, lora_pairs
+from tinsmith.backend.model.base_model import BaseModel, backbone
+from tinsmith.backend.model.datums import Datum
+from tinsmith.backend.model.forward import Scored
+from tinsmith.backend.model.loss_choice import LossChoice
+from tinsmith.backend.model.score import score
 from tinsmith.errors import TinsmithError
 
 SETTINGS = LoraSettings(rank=4, alpha=32.0)

@@ -12,9 +12,9 @@ from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
 
 from tinsmith.backend import silence as silence_module
-from tinsmith.backend.session_routes import add_session_routes
 from tinsmith.backend.silence import SESSION_TIMEOUT_S, Silence
-from tinsmith.backend.store import Store
+from tinsmith.backend.storage.store import Store
+from tinsmith.backend.wire.session_routes import add_session_routes
 
 
 def test_a_session_ends_after_its_timeout_and_a_heartbeat_starts_the_count_again():

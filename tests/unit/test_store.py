@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tinsmith.backend.adapter import LoraSettings
-from tinsmith.backend.store import Store
+from tinsmith.backend.model.adapter import LoraSettings
+from tinsmith.backend.storage.store import Store
 from tinsmith.errors import TinsmithError
 
 RUN = "session:train:0"
@@ -209,8 +209,8 @@ def test_a_store_of_version_1_is_brought_up_to_date_with_all_that_is_in_it(tmp_p
 
 KILLED = """
 import os, pathlib, signal, sys
-from tinsmith.backend.adapter import LoraSettings
-from tinsmith.backend.store import Store
+from tinsmith.backend.model.adapter import LoraSettings
+from tinsmith.backend.storage.store import Store
 store = Store(pathlib.Path(sys.argv[1]))
 def write(folder):
     (folder / "a").write_text("half")

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from tests.datums import cross_entropy_data, policy_data
 from tests.reference import Reference, trainable
-from tinsmith.backend.adapter import LoraSettings
-from tinsmith.backend.base_model import BaseModel
-from tinsmith.backend.datums import Datum
-from tinsmith.backend.loss_choice import LossChoice
-from tinsmith.backend.trainer import AdamParams, Trainer
+from tinsmith.backend.model.adapter import LoraSettings
+from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.model.datums import Datum
+from tinsmith.backend.model.loss_choice import LossChoice
+from tinsmith.backend.model.trainer import AdamParams, Trainer
 from tinsmith.errors import TinsmithError
 from tinsmith.objectives.losses import LOSSES, Inputs, Loss, Settings
 

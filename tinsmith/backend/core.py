@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from structlog.contextvars import bind_contextvars
 
-from tinsmith.backend.base_model import BaseModel
 from tinsmith.backend.engine import Engine
 from tinsmith.backend.futures import Promises
 from tinsmith.backend.metrics import Metrics
-from tinsmith.backend.records import Checkpoint, Run
+from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.backend.sequencer import Sequencer
-from tinsmith.backend.store import Store
+from tinsmith.backend.storage.records import Checkpoint, Run
+from tinsmith.backend.storage.store import Store
 from tinsmith.errors import TinsmithError
 
 SAVED_BY = {

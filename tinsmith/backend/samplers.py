@@ -2,15 +2,15 @@
 
 import secrets
 
-from tinsmith.backend.adapter import LoraSettings
 from tinsmith.backend.core import Busy, Core, Gone, NotFound
 from tinsmith.backend.engine import failure
 from tinsmith.backend.futures import Failure, Promise, ProtoResult
-from tinsmith.backend.records import Sampler
-from tinsmith.backend.requests import CreateSamplingSessionRequest, SampleRequest
+from tinsmith.backend.model.adapter import LoraSettings
+from tinsmith.backend.model.trainer import Trainer
 from tinsmith.backend.sampling.job import Job
-from tinsmith.backend.trainer import Trainer
-from tinsmith.backend.wire import sample_response, sampling_request
+from tinsmith.backend.storage.records import Sampler
+from tinsmith.backend.wire.messages import sample_response, sampling_request
+from tinsmith.backend.wire.requests import CreateSamplingSessionRequest, SampleRequest
 from tinsmith.errors import TinsmithError
 
 # Of one session, so that it does not shut out the others. A client that is told so backs off.

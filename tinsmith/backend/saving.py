@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinsmith.backend.core import Core
-from tinsmith.backend.encryption import Recipient, encrypt_folder, parse_recipients
 from tinsmith.backend.futures import JsonResult, Promise, Result
-from tinsmith.backend.requests import (
+from tinsmith.backend.model.trainer import Trainer
+from tinsmith.backend.samplers import Samplers
+from tinsmith.backend.storage.encryption import Recipient, encrypt_folder, parse_recipients
+from tinsmith.backend.training import Training
+from tinsmith.backend.wire.requests import (
     SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     SaveWeightsRequest,
 )
-from tinsmith.backend.samplers import Samplers
-from tinsmith.backend.trainer import Trainer
-from tinsmith.backend.training import Training
 from tinsmith.errors import TinsmithError
 
 

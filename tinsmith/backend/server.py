@@ -15,21 +15,21 @@ import psutil
 import torch
 import uvicorn
 
-from tinsmith.backend.app import make_app
-from tinsmith.backend.base_model import BaseModel, load_base_models
-from tinsmith.backend.check import check_model
 from tinsmith.backend.core import Core
 from tinsmith.backend.engine import Engine
-from tinsmith.backend.expiry import expiring_checkpoints
 from tinsmith.backend.futures import Failure, Promises
 from tinsmith.backend.logs import configure_logs
-from tinsmith.backend.loss_choice import check_substitutes
 from tinsmith.backend.metrics import Metrics
+from tinsmith.backend.model.base_model import BaseModel, load_base_models
+from tinsmith.backend.model.check import check_model
+from tinsmith.backend.model.loss_choice import check_substitutes
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.backend.sampling.snapshots import Snapshots
 from tinsmith.backend.sequencer import Sequencer
 from tinsmith.backend.settings import ServerSettings
-from tinsmith.backend.store import Store
+from tinsmith.backend.storage.expiry import expiring_checkpoints
+from tinsmith.backend.storage.store import Store
+from tinsmith.backend.wire.app import make_app
 from tinsmith.errors import TinsmithError
 
 # On a CPU activations beyond its caches cost more than larger matrix products bring.

@@ -7,19 +7,19 @@ from typing import Any
 
 from tinker.proto import tinker_public_pb2 as pb
 
-from tinsmith.backend.adapter import LoraSettings
 from tinsmith.backend.core import Core, refuse_access_token
-from tinsmith.backend.datums import decode_datums
 from tinsmith.backend.futures import JsonResult, Promise, ProtoResult, Result
-from tinsmith.backend.loss_choice import LossChoice, choose_loss
-from tinsmith.backend.requests import (
+from tinsmith.backend.model.adapter import LoraSettings
+from tinsmith.backend.model.datums import decode_datums
+from tinsmith.backend.model.loss_choice import LossChoice, choose_loss
+from tinsmith.backend.model.trainer import AdamParams, Trainer
+from tinsmith.backend.wire.messages import forward_backward_output
+from tinsmith.backend.wire.requests import (
     CreateModelRequest,
     LoadWeightsRequest,
     LoraConfigRequest,
     OptimStepRequest,
 )
-from tinsmith.backend.trainer import AdamParams, Trainer
-from tinsmith.backend.wire import forward_backward_output
 from tinsmith.errors import TinsmithError
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tinsmith.backend.base_model import BaseModel, backbone, unembed
-from tinsmith.backend.forward import micro_batches
+from tinsmith.backend.model.base_model import BaseModel, backbone, unembed
+from tinsmith.backend.model.forward import micro_batches
 from tinsmith.backend.sampling.choose import choose
 from tinsmith.backend.sampling.job import Job, Prefilled, Row
 from tinsmith.backend.sampling.keys_values import (

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from tinsmith.backend.base_model import BaseModel
+from tinsmith.backend.model.base_model import BaseModel
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 # Files of a control group by version: its limit, what it uses, and the statistics with what the

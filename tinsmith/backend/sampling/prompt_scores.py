@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tinsmith.backend.base_model import unembed
+from tinsmith.backend.model.base_model import unembed
 from tinsmith.backend.sampling.choose import draw, tempered_logprobs, top_logprobs
 from tinsmith.backend.sampling.request import (
     EMPTY,

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tinsmith.backend.adapter import AdapterWeights
-from tinsmith.backend.base_model import BaseModel
+from tinsmith.backend.model.adapter import AdapterWeights
+from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.sampling.keys_values import use_keys_values
 
 

@@ -6,8 +6,8 @@ import time
 from collections import OrderedDict
 from pathlib import Path
 
-from tinsmith.backend.adapter import AdapterWeights, LoraSettings
-from tinsmith.backend.base_model import BaseModel
+from tinsmith.backend.model.adapter import AdapterWeights, LoraSettings
+from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.errors import TinsmithError
 from tinsmith.files import new_directory
 

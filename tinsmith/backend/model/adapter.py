@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from tinsmith.backend.base_model import BaseModel
-from tinsmith.backend.fused_lora import ADAPTER, FusedLoraLinear
+from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.model.fused_lora import ADAPTER, FusedLoraLinear
 from tinsmith.errors import TinsmithError
 
 MAX_RANK = 1024

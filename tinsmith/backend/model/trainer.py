@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tinsmith.backend.adapter import (
+from tinsmith.backend.model.adapter import (
     AdapterWeights,
     LoraSettings,
     adapter_weights,
@@ -17,10 +17,10 @@ from tinsmith.backend.adapter import (
     lora_pairs,
     set_adapter_weights,
 )
-from tinsmith.backend.base_model import BaseModel
-from tinsmith.backend.datums import Datum
-from tinsmith.backend.loss_choice import LossChoice
-from tinsmith.backend.score import score
+from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.model.datums import Datum
+from tinsmith.backend.model.loss_choice import LossChoice
+from tinsmith.backend.model.score import score
 from tinsmith.errors import TinsmithError
 
 

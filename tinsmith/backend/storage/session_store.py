@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tinsmith.backend.database import Database, now
-from tinsmith.backend.records import Session, session_of
+from tinsmith.backend.storage.database import Database, now
+from tinsmith.backend.storage.records import Session, session_of
 
 
 class SessionStore:

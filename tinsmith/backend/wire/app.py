@@ -9,9 +9,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from structlog.contextvars import bind_contextvars
 
-from tinsmith.backend import routes
 from tinsmith.backend.core import Busy, Core, Gone, NotFound
-from tinsmith.backend.gate import Gate, error_response
+from tinsmith.backend.wire import routes
+from tinsmith.backend.wire.gate import Gate, error_response
 from tinsmith.errors import TinsmithError
 
 # Of one request that are told: each number of a tensor may be wrong.

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from tinsmith.backend.base_model import backbone, unembed, unembedding
-from tinsmith.backend.datums import Datum
-from tinsmith.backend.loss_choice import LossChoice
+from tinsmith.backend.model.base_model import backbone, unembed, unembedding
+from tinsmith.backend.model.datums import Datum
+from tinsmith.backend.model.loss_choice import LossChoice
 
 # Elements of one block of logits: 8 MiB in float32 stay in a CPU's cache, 256 MiB fill a GPU.
 MAX_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tinsmith.backend.adapter import LoraSettings
+from tinsmith.backend.model.adapter import LoraSettings
 
 # The kinds of checkpoints, as their paths name them, and as the SDK does.
 KINDS = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}

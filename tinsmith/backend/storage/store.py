@@ -13,10 +13,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinsmith.backend.adapter import LoraSettings
-from tinsmith.backend.database import Database, now
-from tinsmith.backend.records import KINDS, Checkpoint, Run, Sampler, checkpoint_of, dump, run_of
-from tinsmith.backend.session_store import SessionStore
+from tinsmith.backend.model.adapter import LoraSettings
+from tinsmith.backend.storage.database import Database, now
+from tinsmith.backend.storage.records import (
+    KINDS,
+    Checkpoint,
+    Run,
+    Sampler,
+    checkpoint_of,
+    dump,
+    run_of,
+)
+from tinsmith.backend.storage.session_store import SessionStore
 from tinsmith.errors import TinsmithError
 from tinsmith.files import new_directory
 

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header
 
 from tinsmith.backend.core import Core, NotFound, refuse_access_token
-from tinsmith.backend.records import KINDS, Checkpoint, Run, texts
-from tinsmith.backend.requests import AccessScope
-from tinsmith.backend.rest_requests import CopyWeightsRequest, TtlRequest, WeightsInfoRequest
-from tinsmith.backend.session_routes import OWNER, Limit, Offset
+from tinsmith.backend.storage.records import KINDS, Checkpoint, Run, texts
+from tinsmith.backend.wire.requests import AccessScope
+from tinsmith.backend.wire.rest_requests import CopyWeightsRequest, TtlRequest, WeightsInfoRequest
+from tinsmith.backend.wire.session_routes import OWNER, Limit, Offset
 from tinsmith.errors import TinsmithError
 from tinsmith.files import link_tree
 

@@ -8,20 +8,20 @@ from google.protobuf.message import DecodeError
 from structlog.contextvars import bind_contextvars
 from tinker.proto import tinker_public_pb2 as pb
 
-from tinsmith.backend import requests as wire
-from tinsmith.backend.bodies import read_body
-from tinsmith.backend.checkpoint_routes import add_checkpoint_routes, add_run_routes
 from tinsmith.backend.core import Core, NotFound
-from tinsmith.backend.download_routes import add_download_routes
 from tinsmith.backend.futures import Failure, JsonResult, Promise
-from tinsmith.backend.health import add_health_routes
-from tinsmith.backend.json_datums import forward_backward_message, forward_message
-from tinsmith.backend.refused_routes import add_refused_routes
 from tinsmith.backend.samplers import Samplers
 from tinsmith.backend.saving import Saving
-from tinsmith.backend.sdk_versions import refuse_old_sdk
-from tinsmith.backend.session_routes import add_session_routes
 from tinsmith.backend.training import Training
+from tinsmith.backend.wire import requests as wire
+from tinsmith.backend.wire.bodies import read_body
+from tinsmith.backend.wire.checkpoint_routes import add_checkpoint_routes, add_run_routes
+from tinsmith.backend.wire.download_routes import add_download_routes
+from tinsmith.backend.wire.health import add_health_routes
+from tinsmith.backend.wire.json_datums import forward_backward_message, forward_message
+from tinsmith.backend.wire.refused_routes import add_refused_routes
+from tinsmith.backend.wire.sdk_versions import refuse_old_sdk
+from tinsmith.backend.wire.session_routes import add_session_routes
 from tinsmith.errors import TinsmithError
 
 # The client gives up a poll after 45 s.

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tinsmith.backend.store import Store
+from tinsmith.backend.storage.store import Store
 
 PERIOD_S = 5.0
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tinsmith.backend.datums import Datum
-from tinsmith.backend.forward import Scored, micro_batches, score_batch
-from tinsmith.backend.loss_choice import LossChoice
+from tinsmith.backend.model.datums import Datum
+from tinsmith.backend.model.forward import Scored, micro_batches, score_batch
+from tinsmith.backend.model.loss_choice import LossChoice
 from tinsmith.errors import TinsmithError
 
 # How PyTorch says that memory is out where it raises a bare RuntimeError: CPU, driver, cuBLAS.

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, Field, model_validator
 
-from tinsmith.backend.requests import Request, TtlSeconds
+from tinsmith.backend.wire.requests import Request, TtlSeconds
 
 MAX_SEARCH = 200
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from tinker.proto import tinker_public_pb2 as pb
 
-from tinsmith.backend.loss_choice import LossChoice
-from tinsmith.backend.tensors import MAX_ELEMENTS, decode_array, decode_tensor
+from tinsmith.backend.model.loss_choice import LossChoice
+from tinsmith.backend.model.tensors import MAX_ELEMENTS, decode_array, decode_tensor
 from tinsmith.errors import TinsmithError
 
 

@@ -10,16 +10,16 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from structlog.contextvars import bind_contextvars
 
-from tinsmith.backend import requests as wire
 from tinsmith.backend.core import Core, NotFound
-from tinsmith.backend.database import as_text
 from tinsmith.backend.futures import JsonResult
-from tinsmith.backend.records import Session, texts
-from tinsmith.backend.rest_requests import SessionSearchRequest, SessionStatusQuery
 from tinsmith.backend.samplers import Samplers
-from tinsmith.backend.sdk_versions import note_on
 from tinsmith.backend.silence import SESSION_TIMEOUT_S, Silence
+from tinsmith.backend.storage.database import as_text
+from tinsmith.backend.storage.records import Session, texts
 from tinsmith.backend.training import Training
+from tinsmith.backend.wire import requests as wire
+from tinsmith.backend.wire.rest_requests import SessionSearchRequest, SessionStatusQuery
+from tinsmith.backend.wire.sdk_versions import note_on
 
 OWNER = "local"  # of everything: the server has one key, and no accounts
 # A client sends a heartbeat every 10 s, and is warned when none came through for this long.

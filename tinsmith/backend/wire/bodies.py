@@ -5,7 +5,7 @@ import asyncio
 import zstandard
 from fastapi import Request
 
-from tinsmith.backend.gate import MAX_DATA_BYTES
+from tinsmith.backend.wire.gate import MAX_DATA_BYTES
 from tinsmith.errors import TinsmithError
 
 

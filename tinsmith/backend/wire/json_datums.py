@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError, model_validator
 from tinker.proto import tinker_public_pb2 as pb
 
-from tinsmith.backend.requests import ModelInput, Request
+from tinsmith.backend.wire.requests import ModelInput, Request
 from tinsmith.errors import TinsmithError
 
 Form = TypeVar("Form", bound=Request)

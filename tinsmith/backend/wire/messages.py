@@ -7,8 +7,8 @@ from itertools import groupby
 import numpy as np
 from tinker.proto import tinker_public_pb2 as pb
 
-from tinsmith.backend.base_model import BaseModel
-from tinsmith.backend.requests import SampleRequest, TokenTensor
+from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.model.trainer import ForwardBackwardResult
 from tinsmith.backend.sampling.request import (
     DEFAULT_MAX_TOKENS,
     SamplingRequest,
@@ -16,7 +16,7 @@ from tinsmith.backend.sampling.request import (
     TargetTokens,
     TopLogprobs,
 )
-from tinsmith.backend.trainer import ForwardBackwardResult
+from tinsmith.backend.wire.requests import SampleRequest, TokenTensor
 from tinsmith.errors import TinsmithError
 
 

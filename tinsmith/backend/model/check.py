@@ -2,7 +2,7 @@
 
 import torch
 
-from tinsmith.backend.base_model import BaseModel, backbone, unembed
+from tinsmith.backend.model.base_model import BaseModel, backbone, unembed
 from tinsmith.backend.sampling.keys_values import PromptKeysValues, RunningKeysValues
 from tinsmith.backend.sampling.replica import make_replica
 from tinsmith.errors import TinsmithError

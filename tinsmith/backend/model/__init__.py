@@ -1,0 +1,1 @@
+"""Base models, the adapters trained on them, and a training step's arithmetic."""

@@ -1,0 +1,1 @@
+"""What outlives a server: an SQLite file and folders of safetensors."""
