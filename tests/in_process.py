@@ -12,8 +12,8 @@ from fastapi import FastAPI
 
 from tinsmith.backend.core import Core
 from tinsmith.backend.server import running_core
-from tinsmith.backend.settings import ServerSettings
 from tinsmith.backend.wire.app import make_app
+from tinsmith.settings import ServerSettings
 
 KEY = "tml-key-of-a-server-in-this-process"
 
@@ -36,7 +36,9 @@ def serving(model: Path, store: Path) -> Iterator[Served]:
     import torch
 
     torch.set_num_threads(1)
-    settings = ServerSettings({"qwen3": str(model)}, store, KEY, device="cpu", dtype="float32")
+    settings = ServerSettings(
+        models={"qwen3": str(model)}, store=str(store), api_key=KEY, device="cpu", dtype="float32"
+    )
     with running_core(settings) as core:
         app = make_app(core, KEY)
         config = uvicorn.Config(app, port=0, log_config=None, log_level="critical", ws="none")

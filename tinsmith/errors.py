@@ -1,5 +1,8 @@
 """The one exception whose message is meant for the user."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class TinsmithError(Exception):
     """Something that a user, a file or a network broke.
@@ -7,3 +10,12 @@ class TinsmithError(Exception):
     The message is one paragraph that names the file, key or field, the rule and the value.
     Entry points print it without a traceback and exit with code 2.
     """
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that was probably meant, or all that there are."""
+    listed = sorted(known)
+    close = difflib.get_close_matches(word, listed, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known are {', '.join(listed)}" if listed else ""

@@ -5,7 +5,7 @@ import re
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import tinker
 from tinsmith.cli import KEY_VARIABLE
 from tinsmith.config import Backend
 from tinsmith.errors import TinsmithError
+from tinsmith.settings import LocalSettings, options_of, variables
 
 READY = re.compile(r"Tinsmith serves .* at (http://\S+)")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -50,24 +51,19 @@ def connect(
 
     The local server serves `model_dir` under `model_name` and writes its log to `log`.
     """
-    if backend.kind == "api":
+    if backend.kind == "hosted":
         if not os.environ.get("TINKER_API_KEY"):
             raise TinsmithError(
-                "backend.kind is api, but TINKER_API_KEY is not set; export the key of the hosted "
-                "service, or set backend.kind: local"
+                "backend.kind is hosted, but TINKER_API_KEY is not set; export the key of the "
+                "hosted service, or set backend.kind: local"
             )
         with tinker.ServiceClient() as service:
             yield service
         return
-    options = [
-        f"--store={backend.store}",
-        f"--device={backend.device}",
-        f"--dtype={backend.dtype}",
-        f"--lora-alpha={backend.lora_alpha}",
-        f"--token-budget={backend.token_budget}",
-        f"--threads={backend.threads}",
-    ]
-    with local_server({model_name: str(model_dir)}, options, log=log) as endpoint:
+    models, options = {model_name: str(model_dir)}, options_of(backend, LocalSettings.model_fields)
+    with local_server(
+        models, options, log=log, hidden=variables(LocalSettings).values()
+    ) as endpoint:
         os.environ.update(endpoint.environment())
         with tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key) as service:
             yield service
@@ -80,11 +76,13 @@ def local_server(
     *,
     api_key: str | None = None,
     log: Path | None = None,
+    hidden: Collection[str] = (),
 ) -> Iterator[Endpoint]:
     """`tinsmith serve` as a child process, on a free port unless `options` name one.
 
     It stops with the block, and by itself if this process dies. Its standard error goes to `log`
-    (None: to this process's own).
+    (None: to this process's own). It does not see the environment variables that `hidden` names:
+    what they said is among `options`.
     """
     key = api_key or f"tml-local-{secrets.token_urlsafe(24)}"
     command = [sys.executable, "-m", "tinsmith.cli", "serve", "--port=0", "--stop-with-stdin"]
@@ -100,7 +98,8 @@ def local_server(
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
-        env=os.environ | {KEY_VARIABLE: key},
+        env={name: os.environ[name] for name in os.environ if name not in hidden}
+        | {KEY_VARIABLE: key},
         start_new_session=True,  # Ctrl-C is for the client; it stops the server when it is done
     )
     try:

@@ -21,9 +21,9 @@ MIN_FREE_BYTES = 1 << 30
 def check_setup(kinds: Sequence[str], devices: Sequence[str], pins: Path) -> dict[str, Any]:
     """What was found, for the record; what would only fail hours later is an error now."""
     other_versions = check_packages(pins.read_text(encoding="utf-8"))
-    if "api" in kinds and not os.environ.get("TINKER_API_KEY"):
+    if "hosted" in kinds and not os.environ.get("TINKER_API_KEY"):
         raise TinsmithError(
-            "TINKER_API_KEY must be set for backend.kind 'api', the hosted service; set it, or"
+            "TINKER_API_KEY must be set for backend.kind 'hosted', the hosted service; set it, or"
             " choose backend.kind: local (config.yaml: backend.kind, or TINKER_BACKEND)"
         )
     free_bytes = shutil.disk_usage(".").free

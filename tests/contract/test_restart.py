@@ -19,7 +19,7 @@ import tinker
 from tinker import types
 
 from tests.clients import forward, make_datum, random_tokens, sample
-from tinsmith.backend.settings import ServerSettings
+from tinsmith.settings import ServerSettings
 
 T = TypeVar("T")
 KEY = "tml-restart"
@@ -39,7 +39,7 @@ def _serve(settings: ServerSettings, log: Path) -> None:
 
     sys.stdout = sys.stderr = log.open("a")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    serve(settings)
+    serve(settings, {})
 
 
 class Server:
@@ -50,7 +50,9 @@ class Server:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         models = {"qwen3": str(model)}
-        self._settings = ServerSettings(models, store, KEY, port=port, device="cpu", threads=1)
+        self._settings = ServerSettings(
+            models=models, store=str(store), api_key=KEY, port=port, device="cpu", threads=1
+        )
         self.url = f"http://127.0.0.1:{port}"
         self.store = store
         self.start()

@@ -174,9 +174,9 @@ def test_values_on_the_command_line_have_their_types(tmp_path: Path) -> None:
 
 def test_the_environment_chooses_the_backend(tmp_path: Path) -> None:
     workflow = Workflow(tmp_path, config(), stand_ins=True)
-    said = workflow.plan("--configfile", "configs/qwen3-4b-gsm8k.yaml", TINKER_BACKEND="api")
-    assert '"backend":{"kind":"api"' in said.text
-    assert '"backend":{"kind":"local"' not in said.text
+    said = workflow.plan("--configfile", "configs/qwen3-4b-gsm8k.yaml", TINKER_BACKEND="hosted")
+    assert '"kind":"hosted"' in said.text
+    assert '"kind":"local"' not in said.text
 
 
 def test_lint_finds_nothing() -> None:

@@ -87,7 +87,7 @@ def test_a_resolved_config_is_itself_valid() -> None:
         (config(evaluation={"pass_at_k": [8]}), "evaluation.pass_at_k must not exceed"),
         (config(evaluation={"temperature": 0.0}), "samples_per_problem must be 1 at temperature 0"),
         (config(task={"kind": "qa", "grader": "exact", "prompt_template": "?"}), "{question}"),
-        (config(backend={"kind": "api"}), "model.kind must be 'hub' with backend.kind 'api'"),
+        (config(backend={"kind": "hosted"}), "model.kind must be 'hub' with backend.kind 'hosted'"),
         (["model"], "the config must be a mapping of sections, got ['model']"),
         (None, "the config must be a mapping of sections, got None"),
     ],
@@ -178,12 +178,35 @@ def test_a_file_that_is_no_yaml_says_where(tmp_path: Path) -> None:
         load(file)
 
 
-def test_the_environment_chooses_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_of_the_config_wins_over_the_environment_and_that_over_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     hub = {"kind": "hub", "name": "Qwen/Qwen3-4B", "revision": "0" * 40}
-    monkeypatch.setenv("TINKER_BACKEND", "api")
-    assert check(config(model=hub, backend={"kind": "local"})).backend.kind == "api"
-    monkeypatch.setenv("TINKER_BACKEND", "remote")
-    assert "backend.kind must be 'local' or 'api', got 'remote'" in complaint(config())
+    monkeypatch.setenv("TINKER_BACKEND", "hosted")
+    monkeypatch.setenv("TINKER_LOCAL_MIN_P", "0.25")
+    assert check(config(model=hub)).backend.kind == "hosted"
+    assert check(config(model=hub, backend={"kind": "local"})).backend.kind == "local"
+    assert check(config(model=hub)).backend.min_p == 0.25
+    assert check(config(model=hub, backend={"min_p": 0.0})).backend.min_p == 0
+    monkeypatch.setenv("TINKER_LOCAL_MIN_P", "")
+    assert check(config(model=hub)).backend.min_p == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("TINKER_BACKEND", "api", "TINKER_BACKEND must be local or hosted, got 'api'"),
+        ("TINKER_LOCAL_BACKEND", "unsloth", "TINKER_LOCAL_BACKEND must be transformers, the only"),
+        ("TINKER_LOCAL_MIN_P", "nan", "TINKER_LOCAL_MIN_P must be a number from 0 to 1, got 'nan'"),
+        ("TINKER_LOCAL_MINP", "0.1", "TINKER_LOCAL_MINP is not a setting; did you mean"),
+        ("TINKER_LOCAL_DEVICE", "cuda:1", "must be auto, cpu or cuda, got 'cuda:1'"),
+    ],
+)
+def test_wrong_variables_of_the_environment_are_refused(
+    variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert said in complaint(config())
 
 
 @pytest.mark.parametrize(

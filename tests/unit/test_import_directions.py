@@ -9,7 +9,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tinsmith"
 # What the server half may use of the rest: the floor under both halves.
-FLOOR = {"tinsmith.backend", "tinsmith.errors", "tinsmith.files", "tinsmith.objectives.losses"}
+FLOOR = {
+    "tinsmith.backend",
+    "tinsmith.errors",
+    "tinsmith.files",
+    "tinsmith.objectives.losses",
+    "tinsmith.settings",
+}
 LOGPROB_CHECK = "scripts/check_local_sampling_logprobs.py"
 # The one place, or the few, where a heavy package is imported.
 PLACES = {
@@ -25,7 +31,7 @@ PLACES = {
     "jinja2": ("report/", "chat.py"),
     "math_verify": ("tasks/math_worker.py",),
     "rouge_score": ("tasks/summary.py",),
-    "pydantic": ("config/", "tasks/constraints.py", "backend/"),
+    "pydantic": ("config/", "settings/", "cli.py", "tasks/constraints.py", "backend/"),
     "networkx": ("report/",),
     "datasets": ("hub.py",),
     "huggingface_hub": ("hub.py",),

@@ -29,9 +29,9 @@ def test_a_platforms_build_counts_as_the_pinned_version() -> None:
 def test_the_hosted_service_needs_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TINKER_API_KEY", raising=False)
     with pytest.raises(TinsmithError, match="TINKER_API_KEY must be set"):
-        check_setup(("api",), ("auto",), PINS)
+        check_setup(("hosted",), ("auto",), PINS)
     monkeypatch.setenv("TINKER_API_KEY", "tml-test")
-    assert check_setup(("api",), ("auto",), PINS)["torch_cuda"] is None
+    assert check_setup(("hosted",), ("auto",), PINS)["torch_cuda"] is None
 
 
 def test_a_gpu_that_torch_cannot_use_is_an_error_and_not_a_slow_run() -> None:

@@ -5,13 +5,14 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import psutil
+import structlog
 import torch
 import uvicorn
 
@@ -26,11 +27,11 @@ from tinsmith.backend.model.loss_choice import check_substitutes
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.backend.sampling.snapshots import Snapshots
 from tinsmith.backend.sequencer import Sequencer
-from tinsmith.backend.settings import ServerSettings
 from tinsmith.backend.storage.expiry import expiring_checkpoints
 from tinsmith.backend.storage.store import Store
 from tinsmith.backend.wire.app import make_app
 from tinsmith.errors import TinsmithError
+from tinsmith.settings import ServerSettings
 
 # On a CPU activations beyond its caches cost more than larger matrix products bring.
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 4096}
@@ -38,16 +39,19 @@ TOKEN_BUDGET = {"cpu": 1024, "cuda": 4096}
 SHUTDOWN_S = 3
 BACKLOG = 2048
 HOST = socket.gethostname()
+log = structlog.stdlib.get_logger(__name__)
 
 
-def serve(settings: ServerSettings) -> None:
+def serve(settings: ServerSettings, origins: Mapping[str, str]) -> None:
     """Serve until SIGTERM or SIGINT. The port is taken before the models are loaded, so that a
-    port in use is said at once."""
+    port in use is said at once. `origins` says of the settings where they come from."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)  # uvicorn raises the signal again when it has shut down
     configure_logs(settings.log_format, settings.log_level, settings.api_key)
     check_substitutes(settings.substitutes)
     with _listening_socket(settings) as listener:
+        for name, origin in origins.items():
+            log.info("setting", name=name, value=getattr(settings, name), origin=origin)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         with running_core(settings) as core, expiring_checkpoints(core.store):
@@ -78,11 +82,13 @@ def running_core(settings: ServerSettings) -> Iterator[Core]:
     # they outnumber the cores it puts them to sleep after each operation, at twice the time.
     with ThreadPoolExecutor(1) as loader:
         bases = loader.submit(_load, settings).result()
-    store = Store(settings.store)
-    remove_left_snapshots(settings.store / "snapshots")
-    snapshots = Snapshots(settings.store / "snapshots" / f"{HOST}-{os.getpid()}")
+    store = Store(Path(settings.store))
+    folder = store.directory / "snapshots"
+    remove_left_snapshots(folder)
+    snapshots = Snapshots(folder / f"{HOST}-{os.getpid()}")
     device = next(iter(bases.values())).device
-    token_budget = settings.token_budget or TOKEN_BUDGET[device.type]
+    given = settings.token_budget
+    token_budget = TOKEN_BUDGET[device.type] if given == "auto" else given
     pool = SamplerPool(snapshots, token_budget)
     promises, metrics = Promises(), Metrics()
     engine = Engine(pool, metrics, lambda error: promises.close(_engine_stopped(error)))

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
 from tinsmith.config.complaints import complain
 from tinsmith.config.root import Config
-from tinsmith.config.sections import Section
+from tinsmith.config.sections import Backend
 from tinsmith.config.sweeping import swept_values
 from tinsmith.errors import TinsmithError
+from tinsmith.settings import from_environment
 
-BACKEND_VARIABLE = "TINKER_BACKEND"
 _SECRET_KEY = re.compile(r"(^|_)(api_?key|secret|password|access_token|hf_token)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"^(hf_|tml-|sk-)[\w-]{12,}$")
 _EXPONENT = re.compile(r"^[+-]?\d+(\.\d+)?[eE][+-]?\d+$")
-_Checked = TypeVar("_Checked", bound=Section)
+_Checked = TypeVar("_Checked", bound=BaseModel)
 
 
 def load(path: Path) -> Config:
@@ -37,12 +37,13 @@ def load(path: Path) -> Config:
 
 
 def check(values: Any, source: str = "config.yaml") -> Config:
-    """The checked config; the environment's TINKER_BACKEND wins over `backend.kind`."""
+    """The checked config. The environment's settings of the backend stand in for keys that are
+    left out; a key that is there wins, so that a file says what it runs wherever it is run."""
     plain = _plain(values, source)
     _refuse_secrets(plain, source, "")
-    backend = os.environ.get(BACKEND_VARIABLE)
-    if backend:
-        plain = {**plain, "backend": {**(plain.get("backend") or {}), "kind": backend}}
+    set_outside = from_environment(Backend, os.environ)
+    if set_outside and isinstance(given := plain.get("backend") or {}, dict):
+        plain = {**plain, "backend": {**set_outside, **given}}
     config = check_section(Config, plain, source)
     for key, values in config.sweep.items():
         for value in swept_values(config, key, values, source):

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from tinsmith.config.sections import PATTERNS, USER_CLASS
+from tinsmith.errors import nearest
+from tinsmith.settings import LocalSettings, rule_of
 
 _RULES = {
     "missing": "is required",
@@ -39,14 +41,14 @@ def complain(model: type[BaseModel], error: ValidationError, source: str) -> str
     faults: dict[str, list[str]] = {}
     values: dict[str, str] = {}
     for fault in error.errors(include_url=False):
-        path, known = _locate(model, fault["loc"])
+        path, known, place = _locate(model, fault["loc"])
         if fault["type"] == "value_error":
             key, _, said = str(fault.get("ctx", {})["error"]).partition(" ")
             path, rule = f"{path}.{key}".lstrip("."), said
         elif fault["type"] == "union_tag_invalid":
             path, rule = f"{path}.kind", _kind_rule(fault.get("ctx", {}))
         else:
-            rule = _rule(dict(fault), known)
+            rule = _rule(dict(fault), known, place)
         faults.setdefault(path, [])
         if rule not in faults[path]:
             faults[path].append(rule)
@@ -59,10 +61,12 @@ def _either(rules: list[str]) -> str:
     return " or ".join([rules[0], *(rule.removeprefix("must be ") for rule in rules[1:])])
 
 
-def _rule(fault: dict[str, Any], known: list[str]) -> str:
+def _rule(fault: dict[str, Any], known: list[str], setting: FieldInfo | None) -> str:
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "extra_forbidden":
         return f"is not a known key{nearest(str(fault['loc'][-1]), known)}"
+    if setting is not None:
+        return f"must be {rule_of(setting)}"
     if kind == "string_pattern_mismatch":
         return PATTERNS[context["pattern"]]
     return str(_RULES.get(kind) or fault["msg"]).format(**context)
@@ -81,16 +85,11 @@ def _value(fault: dict[str, Any]) -> str:
     return f", got {fault['input']!r}"
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """The known word that was probably meant, or all that there are."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known are {', '.join(sorted(known))}" if known else ""
-
-
-def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, list[str]]:
-    """The path as written in the file, and the keys known there; union tags are not in the file."""
+def _locate(
+    model: type[BaseModel], location: tuple[int | str, ...]
+) -> tuple[str, list[str], FieldInfo | None]:
+    """The path as written in the file, the keys known there, and the setting of the backend that
+    stands there; union tags are not in the file."""
     path, place, parts = "", cast(Any, model), list(location)
     while parts:
         part = parts.pop(0)
@@ -99,10 +98,12 @@ def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[st
         else:
             path, fields = f"{path}.{part}".lstrip("."), _fields(place)
             if part not in fields:
-                return path, list(fields)
+                return path, list(fields), None
+            if issubclass(place, LocalSettings):
+                return path, [], fields[part]
             inner = fields[part].annotation
         place, parts = _member(inner, parts)
-    return path, list(_fields(place))
+    return path, list(_fields(place)), None
 
 
 def _member(annotation: Any, parts: list[Any]) -> tuple[Any, list[Any]]:

@@ -98,10 +98,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit_each_other(self) -> "Config":
-        if self.backend.kind == "api" and self.model.kind != "hub":
+        if self.backend.kind == "hosted" and self.model.kind != "hub":
             raise ValueError(
-                "model.kind must be 'hub' with backend.kind 'api' (TINKER_BACKEND counts), because"
-                f" the hosted service knows models by their hub names, got {self.model.kind!r}"
+                "model.kind must be 'hub' with backend.kind 'hosted' (TINKER_BACKEND counts),"
+                " because the hosted service knows models by their hub names, got"
+                f" {self.model.kind!r}"
             )
         if self.model.kind == "tiny" and self.data.kind == "arithmetic":
             reason = refusal(self.data.digits, self.data.operations)

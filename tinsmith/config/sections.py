@@ -4,6 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tinsmith.settings import Count as Threads
+from tinsmith.settings import LocalSettings, setting
+from tinsmith.settings import Natural as Gpus
+
 COMMIT, REPOSITORY = r"^[0-9a-f]{40}$", r"^[\w.-]+/[\w.-]+$"
 TABLE_FILE, STAGE_NAME = r"\.(jsonl|csv|parquet)$", r"^[a-z0-9_-]+$"
 CLASS = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
@@ -73,17 +77,19 @@ class PathModel(Section):
 Model = Annotated[TinyModel | HubModel | PathModel, Field(discriminator="kind")]
 
 
-class Backend(Section):
-    """What stands behind the Tinker wire: Tinsmith's own server, or the hosted service."""
+class Backend(LocalSettings):
+    """What stands behind the Tinker wire: Tinsmith's own server with its settings, or the hosted
+    service."""
 
-    kind: Literal["local", "api"] = "local"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    token_budget: Literal["auto"] | Count = "auto"
-    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
-    threads: Count = 1
-    gpus: Seed = 0
-    store: Text = "store"
+    kind: Literal["local", "hosted"] = setting(
+        "local", "Tinsmith's own server, or the hosted service", variable="TINKER_BACKEND"
+    )
+    # Which GPU is the scheduler's to say.
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "what computes; auto: a GPU, else the CPU"
+    )
+    threads: Threads = setting(1, "CPU threads of a job")
+    gpus: Gpus = setting(0, "GPUs of a job", variable=None)
 
 
 class Split(Section):

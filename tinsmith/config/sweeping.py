@@ -3,9 +3,8 @@
 import copy
 from typing import Any
 
-from tinsmith.config.complaints import nearest
 from tinsmith.config.root import Config
-from tinsmith.errors import TinsmithError
+from tinsmith.errors import TinsmithError, nearest
 
 _NOT_SWEPT = ("stages", "monitors", "seeds", "sweep")
 
