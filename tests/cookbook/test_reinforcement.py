@@ -60,8 +60,9 @@ def test_math_rl_stays_on_policy_when_it_trains_on_minibatches_as_they_come(reci
 
 
 def test_math_rl_takes_two_clipped_steps_on_what_it_sampled_once(recipes: Recipes):
-    """PPO: the second step's half was sampled by the weights before the first."""
-    metrics = recipes.run("math_rl.train", "runs/ppo", *ARITHMETIC, "max_steps=2", "loss_fn=ppo",
+    """PPO: the second half of a batch was sampled by the weights before the first half's step.
+    A step whose first half has no signal moves nothing, so only some must tell of it."""
+    metrics = recipes.run("math_rl.train", "runs/ppo", *ARITHMETIC, "max_steps=3", "loss_fn=ppo",
                           "num_substeps=2")  # fmt: skip
-    assert_trains(metrics, 2)
-    assert all(step["optim/kl_sample_train_v2"] > SAME_POLICY_KL_NATS for step in metrics)
+    assert_trains(metrics, 3)
+    assert any(step["optim/kl_sample_train_v2"] > SAME_POLICY_KL_NATS for step in metrics)
