@@ -9,6 +9,7 @@ from tinsmith.backend.engine import Engine
 from tinsmith.backend.futures import Promises
 from tinsmith.backend.metrics import Metrics
 from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.ranks.group import RankGroup
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.backend.sequencer import Sequencer
 from tinsmith.backend.storage.records import Checkpoint, Run
@@ -39,7 +40,7 @@ class Core:
     """Base models by served name, the store, the engine and the promises of a server.
 
     `sequencer` keeps the requests of each model in order; `substitutes` maps losses that cannot be
-    computed to those that stand in.
+    computed to those that stand in; `ranks` share the training where there are several GPUs.
     """
 
     bases: Mapping[str, BaseModel]
@@ -52,6 +53,7 @@ class Core:
     promises: Promises
     sequencer: Sequencer
     metrics: Metrics
+    ranks: RankGroup | None = None
 
     def base(self, name: str) -> BaseModel:
         """The base model served under a name."""

@@ -24,6 +24,7 @@ from tinsmith.backend.metrics import Metrics
 from tinsmith.backend.model.base_model import BaseModel, load_base_models
 from tinsmith.backend.model.check import check_model
 from tinsmith.backend.model.loss_choice import check_substitutes
+from tinsmith.backend.ranks.group import RankGroup, running_ranks
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.backend.sampling.snapshots import Snapshots
 from tinsmith.backend.sequencer import Sequencer
@@ -78,6 +79,13 @@ def _exit(number: int, _: object) -> NoReturn:
 @contextmanager
 def running_core(settings: ServerSettings) -> Iterator[Core]:
     """Everything of a server but its HTTP face, at work as long as the block."""
+    places = settings.models, settings.device, settings.dtype, settings.num_gpus
+    with running_ranks(*places, settings.threads) as ranks, _working_core(settings, ranks) as core:
+        yield core
+
+
+@contextmanager
+def _working_core(settings: ServerSettings, ranks: RankGroup | None) -> Iterator[Core]:
     # In a thread that ends: OpenMP counts the helpers of every thread that ever computed, and once
     # they outnumber the cores it puts them to sleep after each operation, at twice the time.
     with ThreadPoolExecutor(1) as loader:
@@ -105,6 +113,7 @@ def running_core(settings: ServerSettings) -> Iterator[Core]:
             promises=promises,
             sequencer=Sequencer(promises),
             metrics=metrics,
+            ranks=ranks,
         )
     finally:
         engine.stop()

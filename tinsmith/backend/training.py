@@ -169,11 +169,12 @@ class Training:
     def free(self, session_id: str) -> None:
         """Drop a session's models from memory; their checkpoints stay."""
         for model_id in [key for key in self._trainers if key.startswith(f"{session_id}:")]:
-            self._trainers.pop(model_id)
+            self._trainers.pop(model_id).close()
             self._warned.discard(model_id)
 
     def _make(self, base_model: str, settings: LoraSettings, seed: int) -> Trainer:
-        return Trainer(self._core.base(base_model), settings, seed, self._core.token_budget)
+        core = self._core
+        return Trainer(core.base(base_model), settings, seed, core.token_budget, core.ranks)
 
     def _open(
         self,

@@ -60,6 +60,9 @@ class LocalSettings(BaseModel):
         "auto",
         "of the base model; auto: bfloat16 on a GPU, float32 on a CPU; adapters are float32",
     )
+    num_gpus: Count = setting(
+        1, "GPUs that share the training, a process each; on a CPU: processes"
+    )
     threads: Count | None = setting(None, "CPU threads of one operation; none: torch's own choice")
     store: Folder = setting("store", "where runs and checkpoints are kept")
     lora_alpha: Positive = setting(32.0, "adapters are scaled by alpha / rank")

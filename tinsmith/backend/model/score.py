@@ -27,12 +27,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What all micro-batches of a request share."""
+    """What all micro-batches of a request share; `places` are the data's in the request."""
 
     module: PreTrainedModel
     parameters: list[nn.Parameter]
     data: Sequence[Datum]
     choice: LossChoice
+    places: Sequence[int]
 
 
 def score(
@@ -41,13 +42,17 @@ def score(
     choice: LossChoice,
     token_budget: int,
     forward_only: bool,
+    places: Sequence[int] | None = None,
 ) -> Scored:
     """Run the loss over `data`; unless `forward_only`, add its gradient to the adapter's.
+
+    `places` says where in the client's request each datum stood, if `data` is a part of it.
 
     A micro-batch that does not fit into memory is halved, and halved again, down to one sequence.
     An error leaves part of the gradient behind.
     """
-    job = _Job(module, [p for p in module.parameters() if p.requires_grad], data, choice)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    job = _Job(module, parameters, data, choice, places or range(len(data)))
     logprobs: list[np.ndarray] = [np.empty(0)] * len(data)
     total = 0.0
     queue = list(_plan(data, token_budget))[::-1]
@@ -117,10 +122,10 @@ def _halves(job: _Job, rows: list[int]) -> list[list[int]]:
     if len(rows) == 1:
         fitting = _longest_suffix(job, job.data[rows[0]])
         raise TinsmithError(
-            f"data[{rows[0]}]: the sequence of {longest} tokens does not fit into the memory that "
-            f"is free on {job.module.device}, even alone; when tried, its last {fitting} tokens "
-            "did: shorten it to about that, or train on fewer layers or at a lower rank; nothing "
-            "was accumulated"
+            f"data[{job.places[rows[0]]}]: the sequence of {longest} tokens does not fit into the "
+            f"memory that is free on {job.module.device}, even alone; when tried, its last "
+            f"{fitting} tokens did: shorten it to about that, or train on fewer layers or at a "
+            "lower rank; nothing was accumulated"
         )
     log.warning(
         "%d sequences of up to %d tokens did not fit into memory together and are split; "

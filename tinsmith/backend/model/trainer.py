@@ -19,8 +19,10 @@ from tinsmith.backend.model.adapter import (
 )
 from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.model.datums import Datum
+from tinsmith.backend.model.forward import Scored
 from tinsmith.backend.model.loss_choice import LossChoice
 from tinsmith.backend.model.score import score
+from tinsmith.backend.ranks.group import RankGroup
 from tinsmith.errors import TinsmithError
 
 
@@ -48,7 +50,15 @@ class ForwardBackwardResult:
 class Trainer:
     """Accumulates gradients on an adapter and steps it. Not thread-safe: one worker owns it."""
 
-    def __init__(self, base: BaseModel, settings: LoraSettings, seed: int, token_budget: int):
+    def __init__(
+        self,
+        base: BaseModel,
+        settings: LoraSettings,
+        seed: int,
+        token_budget: int,
+        ranks: RankGroup | None = None,
+    ) -> None:
+        """`ranks`, if there are more than this process, share the work of forward_backward."""
         self.base = base
         self.settings = settings
         self._token_budget = token_budget
@@ -59,6 +69,14 @@ class Trainer:
             for side, parameter in (("A", a), ("B", b))
         }
         self._optimizer = torch.optim.AdamW(self._parameters.values(), lr=0.0)
+        self._ranks = ranks
+        self._number = 0 if ranks is None else ranks.share(base.name, settings)
+        self._is_current_on_ranks = False
+
+    def close(self) -> None:
+        """Free what other ranks hold of this model."""
+        if self._ranks is not None:
+            self._ranks.free(self._number)
 
     def weights(self) -> AdapterWeights:
         """A copy of the present weights."""
@@ -71,7 +89,7 @@ class Trainer:
         accumulated = {name: p.grad for name, p in self._parameters.items()}
         self._optimizer.zero_grad(set_to_none=True)
         try:
-            scored = score(self._module, data, choice, self._token_budget, forward_only)
+            scored = self._score(data, choice, forward_only)
         except BaseException:
             self._restore_gradient(accumulated)
             raise
@@ -84,6 +102,16 @@ class Trainer:
         if choice.substitutes is not None:
             metrics["substituted_loss:max"] = 1.0
         return ForwardBackwardResult(scored.logprobs, metrics)
+
+    def _score(self, data: Sequence[Datum], choice: LossChoice, forward_only: bool) -> Scored:
+        if self._ranks is None:
+            return score(self._module, data, choice, self._token_budget, forward_only)
+        if not self._is_current_on_ranks:
+            self._ranks.send_weights(self._number, self.weights())
+            self._is_current_on_ranks = True
+        return self._ranks.score(
+            self._number, self._module, data, choice, self._token_budget, forward_only
+        )
 
     def optim_step(self, params: AdamParams) -> dict[str, float]:
         """AdamW on the accumulated gradient, which is then dropped.
@@ -109,6 +137,7 @@ class Trainer:
             weight_decay=params.weight_decay,
         )
         self._optimizer.step()
+        self._is_current_on_ranks = False
         self._optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": float(norm), "learning_rate": params.learning_rate}
 
@@ -127,6 +156,7 @@ class Trainer:
         weights = AdapterWeights.load(directory, self.settings)
         state = load_file(directory / "optimizer.safetensors") if with_optimizer else {}
         set_adapter_weights(self._module, weights)
+        self._is_current_on_ranks = False
         self._optimizer.zero_grad(set_to_none=True)
         self._optimizer.state.clear()
         for name, parameter in self._parameters.items():
