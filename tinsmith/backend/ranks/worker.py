@@ -55,7 +55,7 @@ class Worker:
     def score(self, command: Command, arrays: Arrays) -> tuple[Command, dict[str, np.ndarray]]:
         """Score a share; its gradient stays with the adapter until the first rank asks for it."""
         work = Work.decode(command["work"], arrays)
-        module, _ = self._modules[command["model"]]
+        module = self._modules[command["model"]][0]
         scored = score(
             module, work.data, work.choice, work.token_budget, work.forward_only, work.rows
         )
@@ -63,7 +63,7 @@ class Worker:
 
     def reduce(self, command: Command, _: Arrays) -> None:
         """Hand in the gradient."""
-        module, _ = self._modules[command["model"]]
+        module = self._modules[command["model"]][0]
         sum_gradients([p for pair in lora_pairs(module) for p in pair[1:]], is_first=False)
 
     def drop(self, command: Command, _: Arrays) -> None:
