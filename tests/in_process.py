@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tinker
 import uvicorn
@@ -31,13 +32,18 @@ class Served:
 
 
 @contextmanager
-def serving(model: Path, store: Path) -> Iterator[Served]:
-    """Serve `model` as qwen3, over HTTP, as long as the block."""
+def serving(model: Path, store: Path, **changes: Any) -> Iterator[Served]:
+    """Serve `model` as qwen3, over HTTP, as long as the block; `changes` are settings."""
     import torch
 
     torch.set_num_threads(1)
     settings = ServerSettings(
-        models={"qwen3": str(model)}, store=str(store), api_key=KEY, device="cpu", dtype="float32"
+        models={"qwen3": str(model)},
+        store=str(store),
+        api_key=KEY,
+        device="cpu",
+        dtype="float32",
+        **changes,
     )
     with running_core(settings) as core:
         app = make_app(core, KEY)

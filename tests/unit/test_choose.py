@@ -14,8 +14,10 @@ from tinsmith.errors import TinsmithError
 HALVES = [0.125, 0.5, 0.25, 0.0625, 0.0625]  # of tokens 0 to 4
 
 
-def request(temperature: float = 1.0, top_k: int = -1, top_p: float = 1.0) -> SamplingRequest:
-    return SamplingRequest((1,), 1, 1, temperature, top_k, top_p, 0, frozenset())
+def request(
+    temperature: float = 1.0, top_k: int = -1, top_p: float = 1.0, min_p: float = 0.0
+) -> SamplingRequest:
+    return SamplingRequest((1,), 1, 1, temperature, top_k, top_p, 0, frozenset(), min_p=min_p)
 
 
 def choose(
@@ -74,6 +76,54 @@ def test_a_mass_of_exactly_top_p_is_enough(top_p: float, count: int):
 def test_top_p_counts_the_mass_that_top_k_left():
     # Of {1: 2/3, 2: 1/3} the first alone reaches 0.6; of all tokens it would not.
     assert distribution(HALVES, request(top_k=2, top_p=0.6)) == pytest.approx({1: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("min_p", "kept"),
+    [(0.0, dict(enumerate(HALVES))), (0.12, dict(enumerate(HALVES))),
+     (0.24, {1: 4 / 7, 2: 2 / 7, 0: 1 / 7}), (0.26, {1: 2 / 3, 2: 1 / 3}), (1.0, {1: 1.0})],
+)  # fmt: skip
+def test_min_p_drops_what_is_far_less_likely_than_the_likeliest(
+    min_p: float, kept: dict[int, float]
+):
+    assert distribution(HALVES, request(min_p=min_p)) == pytest.approx(kept)
+
+
+def test_min_p_of_one_keeps_all_that_are_equally_likely():
+    assert set(distribution([0.4, 0.4, 0.2], request(min_p=1.0))) == {0, 1}
+
+
+def formula(logits_V: np.ndarray, asked: SamplingRequest) -> np.ndarray:
+    """Temperature, min_p, top_k, top_p, each normalised, in float64: probabilities."""
+    p_V = np.exp((logits_V - logits_V.max()) / asked.temperature)
+    p_V[p_V < asked.min_p * p_V.max()] = 0
+    order_V = np.argsort(-p_V, kind="stable")
+    if asked.top_k != -1:
+        p_V[order_V[asked.top_k :]] = 0
+    p_V /= p_V.sum()
+    before_V = np.cumsum(p_V[order_V]) - p_V[order_V]
+    p_V[order_V[(before_V >= asked.top_p) & (np.arange(len(p_V)) > 0)]] = 0
+    return p_V / p_V.sum()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "asked",
+    [request(min_p=0.05), request(temperature=2.5, min_p=0.3), request(top_p=0.7, min_p=0.1),
+     request(temperature=0.6, top_k=9, top_p=0.8, min_p=0.02)],
+)  # fmt: skip
+def test_log_probabilities_are_those_of_the_filtered_distribution(
+    asked: SamplingRequest, seed: int
+):
+    rng = np.random.default_rng(seed)
+    logits_V = rng.normal(scale=2.0, size=500)
+    expected_V = formula(logits_V.copy(), asked)
+    uniform_n = rng.random(300)
+    rows = torch.tensor(logits_V, dtype=torch.float32).expand(len(uniform_n), -1).clone()
+    tokens, logprobs = choose(rows, [asked] * len(uniform_n), uniform_n.tolist())
+    assert 0 < (expected_V > 0).sum() < 500
+    assert min(expected_V[tokens]) > 0
+    assert max(abs(np.array(logprobs) - np.log(expected_V[tokens]))) <= 1e-5
 
 
 def test_temperature_comes_before_truncation():

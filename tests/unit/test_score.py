@@ -67,6 +67,7 @@ def scored(
     choice: LossChoice,
     memory: tuple[int, Exception, bool] | None = None,
     forward_only: bool = False,
+    min_micro_batches: int = 1,
 ) -> tuple[Scored, dict[str, Tensor | None], SmallMemory | None]:
     module = attach_adapter(base, SETTINGS, seed=3)
     generator = torch.Generator().manual_seed(4)
@@ -74,7 +75,7 @@ def scored(
         a.data = a.data.to(base.dtype)
         b.data = 0.02 * torch.randn(b.shape, generator=generator, dtype=base.dtype)
     small = None if memory is None else SmallMemory(backbone(module), *memory)
-    result = score(module, data, choice, 64, forward_only)
+    result = score(module, data, choice, 64, forward_only, min_micro_batches=min_micro_batches)
     gradients = {
         f"{name}.{side}": parameter.grad
         for name, a, b in lora_pairs(module)
@@ -107,6 +108,29 @@ def test_a_batch_that_does_not_fit_is_halved_with_the_same_gradient(
     assert small is not None
     assert small.num_failures >= 2
     assert max(small.sizes) == 60
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+    for one, other in zip(whole.logprobs, parts.logprobs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    for name, gradient in expected.items():
+        other = found[name]
+        assert gradient is not None
+        assert other is not None
+        assert (other - gradient).norm() < 1e-6 * gradient.norm(), name
+
+
+@pytest.mark.parametrize(("asked", "number"), [(1, 2), (3, 3), (8, 8), (99, 8)])
+@pytest.mark.parametrize("case", CASES)
+def test_a_floor_of_micro_batches_is_kept_with_the_same_gradient(
+    base64: BaseModel, case: str, asked: int, number: int
+):
+    choice, make = CASES[case]
+    data = make(0, LENGTHS)
+    enough = (64, MESSAGES[0], False)
+    whole, expected, _ = scored(base64, data, choice)
+    parts, found, memory = scored(base64, data, choice, enough, min_micro_batches=asked)
+    assert memory is not None
+    assert memory.num_failures == 0
+    assert len(memory.sizes) == number
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
     for one, other in zip(whole.logprobs, parts.logprobs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)

@@ -11,10 +11,12 @@ from tinsmith.backend.metrics import Metrics
 from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.ranks.group import RankGroup
 from tinsmith.backend.sampling.pool import SamplerPool
+from tinsmith.backend.seeds import Seeds
 from tinsmith.backend.sequencer import Sequencer
 from tinsmith.backend.storage.records import Checkpoint, Run
 from tinsmith.backend.storage.store import Store
 from tinsmith.errors import TinsmithError
+from tinsmith.settings import ServerSettings
 
 SAVED_BY = {
     "weights": "save_state",
@@ -39,17 +41,17 @@ class Busy(TinsmithError):
 class Core:
     """Base models by served name, the store, the engine and the promises of a server.
 
-    `sequencer` keeps the requests of each model in order; `substitutes` maps losses that cannot be
-    computed to those that stand in; `ranks` share the training where there are several GPUs.
+    `sequencer` keeps the requests of each model in order; `token_budget` is what that of the
+    settings comes to on this device; `ranks` share the training where there are several GPUs.
     """
 
     bases: Mapping[str, BaseModel]
     store: Store
     pool: SamplerPool
     engine: Engine
-    lora_alpha: float
+    settings: ServerSettings
+    seeds: Seeds
     token_budget: int
-    substitutes: Mapping[str, str]
     promises: Promises
     sequencer: Sequencer
     metrics: Metrics

@@ -203,7 +203,7 @@ class Samplers:
             promise.resolve(result)
 
         self._jobs[request_id] = job = Job(
-            sampling_request(request, base, self._core.substitutes),
+            sampling_request(request, base, self._core.settings, self._core.seeds.of(request_id)),
             deliver=lambda result: resolve(ProtoResult(sample_response(request, result))),
             fail=lambda error: resolve(failure("sample", error, request_id)),
             session_id=sampler_id.split(":")[0],

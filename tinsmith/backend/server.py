@@ -27,6 +27,7 @@ from tinsmith.backend.model.loss_choice import check_substitutes
 from tinsmith.backend.ranks.group import RankGroup, running_ranks
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.backend.sampling.snapshots import Snapshots
+from tinsmith.backend.seeds import Seeds
 from tinsmith.backend.sequencer import Sequencer
 from tinsmith.backend.storage.expiry import expiring_checkpoints
 from tinsmith.backend.storage.store import Store
@@ -107,9 +108,9 @@ def _working_core(settings: ServerSettings, ranks: RankGroup | None) -> Iterator
             store=store,
             pool=pool,
             engine=engine,
-            lora_alpha=settings.lora_alpha,
+            settings=settings,
+            seeds=Seeds(settings.seed),
             token_budget=token_budget,
-            substitutes=settings.substitutes,
             promises=promises,
             sequencer=Sequencer(promises),
             metrics=metrics,

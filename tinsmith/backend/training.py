@@ -1,7 +1,6 @@
 """The requests on training runs: create, compute, step."""
 
 import logging
-import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,12 +40,13 @@ class Training:
         def make() -> tuple[Trainer, str]:
             settings = LoraSettings(
                 rank=lora.rank,
-                alpha=self._core.lora_alpha,
+                alpha=self._core.settings.lora_alpha,
                 train_attn=lora.train_attn,
                 train_mlp=lora.train_mlp,
                 train_unembed=lora.train_unembed,
             )
-            seed = random.SystemRandom().getrandbits(63) if lora.seed is None else lora.seed
+            model_id = _model_id(request.session_id, request.model_seq_id)
+            seed = self._core.seeds.of(model_id) if lora.seed is None else lora.seed
             return self._make(request.base_model, settings, seed), request.base_model
 
         return self._open(
@@ -112,7 +112,7 @@ class Training:
 
         def run(trainer: Trainer) -> Result:
             base = trainer.base
-            choice = choose_loss(request, self._core.substitutes)
+            choice = choose_loss(request, self._core.settings.substitutes)
             self._warn_of_substitute(request.model_id, choice)
             data = decode_datums(request, choice, base.vocabulary_size, base.context_length)
             result = trainer.forward_backward(data, choice, request.forward_only)
@@ -174,7 +174,14 @@ class Training:
 
     def _make(self, base_model: str, settings: LoraSettings, seed: int) -> Trainer:
         core = self._core
-        return Trainer(core.base(base_model), settings, seed, core.token_budget, core.ranks)
+        return Trainer(
+            core.base(base_model),
+            settings,
+            seed,
+            core.token_budget,
+            core.ranks,
+            core.settings.grad_accum_steps,
+        )
 
     def _open(
         self,
@@ -185,7 +192,7 @@ class Training:
         answer: dict[str, Any],
     ) -> Promise:
         self._core.require_session(session_id)
-        model_id = f"{session_id}:train:{model_seq_id}"  # the client computes the same
+        model_id = _model_id(session_id, model_seq_id)
         if (earlier := self._core.promises.get(f"{model_id}:0")) is not None:
             return earlier
 
@@ -204,3 +211,7 @@ class Training:
         promise = self._core.promises.create(f"{model_id}:0")
         self._core.engine.submit(answer["type"], operation, promise)
         return promise
+
+
+def _model_id(session_id: str, model_seq_id: int) -> str:
+    return f"{session_id}:train:{model_seq_id}"  # the client computes the same

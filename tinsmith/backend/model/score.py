@@ -43,10 +43,14 @@ def score(
     token_budget: int,
     forward_only: bool,
     places: Sequence[int] | None = None,
+    min_micro_batches: int = 1,
 ) -> Scored:
     """Run the loss over `data`; unless `forward_only`, add its gradient to the adapter's.
 
-    `places` says where in the client's request each datum stood, if `data` is a part of it.
+    The data go through in micro-batches of at most `token_budget` padded tokens, and in at least
+    `min_micro_batches` of them as far as there are sequences; the loss is a sum over tokens, so how
+    they are cut changes its gradient by rounding alone. `places` says where in the client's request
+    each datum stood, if `data` is a part of it.
 
     A micro-batch that does not fit into memory is halved, and halved again, down to one sequence.
     An error leaves part of the gradient behind.
@@ -55,7 +59,7 @@ def score(
     job = _Job(module, parameters, data, choice, places or range(len(data)))
     logprobs: list[np.ndarray] = [np.empty(0)] * len(data)
     total = 0.0
-    queue = list(_plan(data, token_budget))[::-1]
+    queue = _plan(data, token_budget, min_micro_batches)[::-1]
     with torch.set_grad_enabled(not forward_only):
         while queue:
             rows = queue.pop()
@@ -69,7 +73,17 @@ def score(
     return Scored(total, logprobs)
 
 
-def _plan(data: Sequence[Datum], token_budget: int) -> Iterator[list[int]]:
+def _plan(data: Sequence[Datum], token_budget: int, min_micro_batches: int) -> list[list[int]]:
+    """The rows of each micro-batch; where the budget makes too few, the fullest are halved."""
+    plan = list(_cut_by_budget(data, token_budget))
+    while len(plan) < min(min_micro_batches, len(data)):
+        largest = max(range(len(plan)), key=lambda i: len(plan[i]))
+        rows, middle = plan[largest], (len(plan[largest]) + 1) // 2
+        plan[largest : largest + 1] = [rows[:middle], rows[middle:]]
+    return plan
+
+
+def _cut_by_budget(data: Sequence[Datum], token_budget: int) -> Iterator[list[int]]:
     """Micro-batches of rows that agree in the number of targets for each token."""
 
     def width(row: int) -> tuple[int, ...]:

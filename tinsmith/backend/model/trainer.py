@@ -57,9 +57,12 @@ class Trainer:
         seed: int,
         token_budget: int,
         ranks: RankGroup | None = None,
+        min_micro_batches: int = 1,
     ) -> None:
-        """`ranks`, if there are more than this process, share the work of forward_backward."""
+        """`ranks`, if there are more than this process, share the work of forward_backward, which
+        is cut into `min_micro_batches` or more."""
         self.base = base
+        self._min_micro_batches = min_micro_batches
         self.settings = settings
         self._token_budget = token_budget
         self._module = attach_adapter(base, settings, seed)
@@ -105,12 +108,25 @@ class Trainer:
 
     def _score(self, data: Sequence[Datum], choice: LossChoice, forward_only: bool) -> Scored:
         if self._ranks is None:
-            return score(self._module, data, choice, self._token_budget, forward_only)
+            return score(
+                self._module,
+                data,
+                choice,
+                self._token_budget,
+                forward_only,
+                min_micro_batches=self._min_micro_batches,
+            )
         if not self._is_current_on_ranks:
             self._ranks.send_weights(self._number, self.weights())
             self._is_current_on_ranks = True
         return self._ranks.score(
-            self._number, self._module, data, choice, self._token_budget, forward_only
+            self._number,
+            self._module,
+            data,
+            choice,
+            self._token_budget,
+            forward_only,
+            self._min_micro_batches,
         )
 
     def optim_step(self, params: AdamParams) -> dict[str, float]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import count
+from math import ceil
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -20,10 +21,9 @@ from tinsmith.backend.model.base_model import choose_device
 from tinsmith.backend.model.datums import Datum
 from tinsmith.backend.model.forward import Scored
 from tinsmith.backend.model.loss_choice import LossChoice
-from tinsmith.backend.model.score import score
 from tinsmith.backend.ranks.link import Arrays, Command, Link
 from tinsmith.backend.ranks.shares import split
-from tinsmith.backend.ranks.work import Work, sum_gradients
+from tinsmith.backend.ranks.work import Work, score_work, sum_gradients
 from tinsmith.errors import TinsmithError
 
 LOOPBACK_ONLY = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
@@ -79,14 +79,17 @@ class RankGroup:
         choice: LossChoice,
         token_budget: int,
         forward_only: bool,
+        min_micro_batches: int,
     ) -> Scored:
-        """`model.score.score`, shared out by tokens: loss and gradient are sums over all ranks.
+        """`model.score.score`, shared out by tokens: loss and gradient are sums over all ranks, and
+        so is the number of micro-batches.
 
         An error on any rank is raised once all have answered; no gradient is added then.
         """
         shares = split([len(datum.tokens) for datum in data], 1 + len(self._links))
+        floor = ceil(min_micro_batches / len(shares))
         own, *others = [
-            Work(rows, [data[row] for row in rows], choice, token_budget, forward_only)
+            Work(rows, [data[row] for row in rows], choice, token_budget, forward_only, floor)
             for rows in shares
         ]
         for rank, work in enumerate(others, 1):
@@ -109,9 +112,7 @@ class RankGroup:
         parts: list[Scored] = []
         errors: list[Exception] = []
         try:
-            parts.append(
-                score(module, own.data, own.choice, own.token_budget, own.forward_only, own.rows)
-            )
+            parts.append(score_work(module, own))
         except Exception as error:
             errors.append(error)
         for rank, work in enumerate(others, 1):

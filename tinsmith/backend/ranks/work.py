@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+from transformers import PreTrainedModel
 
 from tinsmith.backend.model.datums import Datum
+from tinsmith.backend.model.forward import Scored
 from tinsmith.backend.model.loss_choice import LossChoice
+from tinsmith.backend.model.score import score
 from tinsmith.backend.ranks.link import Arrays, Command
 
 
@@ -21,6 +24,7 @@ class Work:
     choice: LossChoice
     token_budget: int
     forward_only: bool
+    min_micro_batches: int
 
     def encode(self) -> tuple[Command, dict[str, np.ndarray]]:
         """As a message."""
@@ -30,6 +34,7 @@ class Work:
             "settings": dict(self.choice.settings),
             "token_budget": self.token_budget,
             "forward_only": self.forward_only,
+            "min_micro_batches": self.min_micro_batches,
         }
         arrays = {}
         for i, datum in enumerate(self.data):
@@ -51,7 +56,27 @@ class Work:
             )
             for i in range(len(command["rows"]))
         ]
-        return Work(command["rows"], data, choice, command["token_budget"], command["forward_only"])
+        return Work(
+            command["rows"],
+            data,
+            choice,
+            command["token_budget"],
+            command["forward_only"],
+            command["min_micro_batches"],
+        )
+
+
+def score_work(module: PreTrainedModel, work: Work) -> Scored:
+    """A rank's own part."""
+    return score(
+        module,
+        work.data,
+        work.choice,
+        work.token_budget,
+        work.forward_only,
+        work.rows,
+        work.min_micro_batches,
+    )
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter], is_first: bool) -> None:

@@ -23,9 +23,8 @@ from tinsmith.backend.model.adapter import (
     set_adapter_weights,
 )
 from tinsmith.backend.model.base_model import BaseModel, load_base_models
-from tinsmith.backend.model.score import score
 from tinsmith.backend.ranks.link import Arrays, Command, Link
-from tinsmith.backend.ranks.work import Work, sum_gradients
+from tinsmith.backend.ranks.work import Work, score_work, sum_gradients
 from tinsmith.errors import TinsmithError
 
 
@@ -56,9 +55,7 @@ class Worker:
         """Score a share; its gradient stays with the adapter until the first rank asks for it."""
         work = Work.decode(command["work"], arrays)
         module = self._modules[command["model"]][0]
-        scored = score(
-            module, work.data, work.choice, work.token_budget, work.forward_only, work.rows
-        )
+        scored = score_work(module, work)
         return {"loss": scored.loss}, {str(i): part for i, part in enumerate(scored.logprobs)}
 
     def reduce(self, command: Command, _: Arrays) -> None:

@@ -29,12 +29,12 @@ def choose(
     """Draw tokens for each row by inverting its cumulated probabilities at `uniform_nk` in [0, 1).
 
     The returned log-probabilities are those of the distribution drawn from: softmax(logits /
-    temperature), cut to top_k and top_p and normalised again. A greedy row (temperature 0)
+    temperature), cut to min_p, top_k and top_p and normalised again. A greedy row (temperature 0)
     reports that of temperature 1, since its own is 0 everywhere.
     """
     temperature = [request.temperature for request in requests]
     logprobs_nV = tempered_logprobs(logits_nV, temperature)
-    cut = [i for i, request in enumerate(requests) if request.top_k != -1 or request.top_p < 1]
+    cut = [i for i, request in enumerate(requests) if request.is_truncated]
     if cut:
         logprobs_nV[cut] = _truncated(logprobs_nV[cut], [requests[i] for i in cut])
     tokens_nk = draw(logprobs_nV, temperature, uniform_nk)
@@ -101,13 +101,17 @@ def _top_of_rows(
 
 
 def _truncated(logprobs_nV: Tensor, requests: Sequence[SamplingRequest]) -> Tensor:
-    """Keep the top_k likeliest tokens, and of these the fewest whose probability reaches top_p
-    (Holtzman et al. 2020); normalise what is left. Ties go to the smaller token id."""
+    """Keep the tokens whose probability is at least min_p times the largest (Nguyen et al. 2024),
+    of these the top_k likeliest, and of these the fewest whose probability reaches top_p (Holtzman
+    et al. 2020); normalise what is left. Ties of top_k and top_p go to the smaller token id."""
     size = logprobs_nV.shape[1]
     sorted_nV, order_nV = logprobs_nV.sort(dim=-1, descending=True, stable=True)
     rank_V = torch.arange(size, device=logprobs_nV.device)
     top_k = [size if request.top_k == -1 else request.top_k for request in requests]
     dropped_nV = rank_V >= _column(top_k, rank_V)
+    # log 0 is -inf, below which nothing lies.
+    floor_n1 = sorted_nV[:, :1] + _column([request.min_p for request in requests], sorted_nV).log()
+    dropped_nV |= sorted_nV < floor_n1
     kept_nV = torch.log_softmax(sorted_nV.masked_fill(dropped_nV, -torch.inf), dim=-1)
     mass_before_nV = kept_nV.exp().cumsum(dim=-1) - kept_nV.exp()
     top_p_n1 = _column([request.top_p for request in requests], kept_nV)

@@ -31,7 +31,8 @@ class SamplingRequest:
     """Completions of one prompt; see `tinker.SamplingParams` and `tinker.types.SampleRequest`.
 
     `stop_token_ids` end a completion and belong to it; so do the tokens that complete one of
-    `stop_strings`. `temperature` 0 is greedy; `top_k` -1 and `top_p` 1 cut nothing off.
+    `stop_strings`. `temperature` 0 is greedy; `top_k` -1, `top_p` 1 and `min_p` 0, which
+    the wire lacks and the server sets, cut nothing off.
     """
 
     prompt: tuple[int, ...]
@@ -43,12 +44,18 @@ class SamplingRequest:
     seed: int
     stop_token_ids: frozenset[int]
     stop_strings: tuple[str, ...] = ()
+    min_p: float = 0.0
     wants_prompt_logprobs: bool = False
     prompt_logprobs_last_n: int | None = None
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
     target_tokens: TargetTokens | None = None
     prompt_alt_tokens_k: int = 0
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether tokens of some probability are never drawn."""
+        return self.top_k != -1 or self.top_p < 1 or self.min_p > 0
 
     def check(self, vocabulary_size: int, context_length: int) -> None:
         """Refuse what cannot be sampled, naming the field, the rule and the value."""

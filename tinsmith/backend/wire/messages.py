@@ -1,7 +1,6 @@
 """From the wire's requests to the sampler's, and from results to the wire's messages."""
 
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
@@ -18,17 +17,18 @@ from tinsmith.backend.sampling.request import (
 )
 from tinsmith.backend.wire.requests import SampleRequest, TokenTensor
 from tinsmith.errors import TinsmithError
+from tinsmith.settings import ServerSettings
 
 
 def sampling_request(
-    request: SampleRequest, base: BaseModel, substitutes: Mapping[str, str]
+    request: SampleRequest, base: BaseModel, settings: ServerSettings, seed: int
 ) -> SamplingRequest:
-    """Check a sample request and fill in what it leaves open.
+    """Check a sample request and fill in what it leaves open; `seed` is for one that has none.
 
-    `record_stability_info` records nothing: it is taken where one of `substitutes` stands in for
-    the one loss that would read the record.
+    `record_stability_info` records nothing: it is taken where another loss stands in for the one
+    that would read the record.
     """
-    if request.record_stability_info and not substitutes:
+    if request.record_stability_info and not settings.substitutes:
         raise TinsmithError(
             "record_stability_info is for the stable_reinforce loss, whose formula is not "
             "published; leave it out and train with another loss, such as cispo, or start the "
@@ -50,7 +50,8 @@ def sampling_request(
         temperature=params.temperature,
         top_k=params.top_k,
         top_p=params.top_p,
-        seed=random.SystemRandom().getrandbits(63) if params.seed is None else params.seed,
+        min_p=settings.min_p,
+        seed=seed if params.seed is None else params.seed,
         stop_token_ids=stop_token_ids,
         stop_strings=stop_strings,
         wants_prompt_logprobs=bool(request.prompt_logprobs),
