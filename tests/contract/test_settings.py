@@ -31,6 +31,7 @@ def test_with_min_p_the_tokens_and_log_probabilities_are_those_of_the_filtered_d
     for sequence in found:
         [token] = sequence.tokens
         assert kept_V[token]
+        assert sequence.logprobs is not None
         assert abs(sequence.logprobs[0] - logprobs_V[token]) <= 1e-5
 
 
