@@ -1,11 +1,12 @@
-"""Problems from the descriptions of Debian packages: real English on any Debian or Ubuntu machine.
+"""Problems from what Debian packages hold: real English on any Debian or Ubuntu machine.
 
     python -m scripts.debian_problems summary summary.jsonl
-    python -m scripts.debian_problems choice choice.jsonl
     python -m scripts.debian_problems constrained constrained.jsonl
+    python -m scripts.debian_problems definition definition.jsonl
 
-`summary`: the long description and its one-line synopsis; `choice`: a synopsis and four packages,
-of which one is meant; `constrained`: a description with instructions that a program can check.
+`summary`: a package's long description and its one-line synopsis; `constrained`: a description with
+instructions that a program can check; `definition`: a noun's definition in WordNet (the package
+wordnet-base), the noun, and four to choose from.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from typing import Any
 from tinsmith.errors import TinsmithError
 from tinsmith.files import write_text
 
-STATUS = Path("/var/lib/dpkg/status")
+STATUS, NOUNS = Path("/var/lib/dpkg/status"), Path("/usr/share/wordnet/data.noun")
 NUM_CHOICES = 4
-LETTERS = "ABCD"
 WORD = re.compile(r"[a-z]{5,}")
+SYNSET = re.compile(r"[0-9]{8} [0-9]{2} n [0-9a-f]{2} (\S+) .*\| (.*)")  # wndb(5WN)
+EXAMPLES = re.compile(r'[;:,]? *"')
 Row = dict[str, Any]
 
 
@@ -37,50 +39,92 @@ class Package:
     description: str
 
 
+@dataclass(frozen=True, slots=True)
+class Noun:
+    """A noun, or a phrase that stands for one, and what it means."""
+
+    name: str
+    definition: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of problem: where its text lies, how that is read, and what is asked about it."""
+
+    source: Path
+    read: Callable[[Path, int], list[Any]]
+    ask: Callable[[list[Any], random.Random], Iterator[Row]]
+
+
 def main() -> int:
     """Parse the command line and write one problem a line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("kind", choices=sorted(KINDS))
-    parser.add_argument("out", type=Path, help="the .jsonl file to write")
-    parser.add_argument("--packages", type=Path, default=STATUS, help="as dpkg keeps them, or as"
-                        " `apt-cache show` prints them (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--max-characters", type=int, default=600, help="of a description, which"
-                        " is cut at a sentence's end (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = _parse()
+    kind, rng = KINDS[args.kind], random.Random(args.seed)
     try:
-        packages = read_packages(args.packages, args.max_characters)
+        found = kind.read(args.source or kind.source, args.max_characters)
     except TinsmithError as error:
         print(f"debian_problems: {error}", file=sys.stderr)
         return 2
-    rows = KINDS[args.kind](packages, random.Random(args.seed))
-    lines = [json.dumps(row) + "\n" for row in rows]
-    write_text(args.out, "".join(lines))
-    print(f"{args.out}: {len(lines)} problems")
+    rows = list(kind.ask(found, rng))
+    if args.num_problems is not None and args.num_problems < len(rows):
+        rows = rng.sample(rows, args.num_problems)
+    write_text(args.out, "".join(json.dumps(row) + "\n" for row in rows))
+    print(f"{args.out}: {len(rows)} problems")
     return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("kind", choices=sorted(KINDS))
+    add("out", type=Path, help="the .jsonl file to write")
+    add("--source", type=Path, help="packages as dpkg keeps them or `apt-cache show` prints them"
+        f" (default: {STATUS}), or the nouns of WordNet (default: {NOUNS})")  # fmt: skip
+    add("--max-characters", type=int, default=600, help="of a description, which is cut at a"
+        " sentence's end; a longer definition is left out (default: %(default)s)")  # fmt: skip
+    add("--num-problems", type=int, help="draw as many by the seed (default: all)")
+    add("--seed", type=int, default=0)
+    return parser.parse_args()
 
 
 def read_packages(path: Path, max_characters: int) -> list[Package]:
     """The packages that have a long description, each description once."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TinsmithError(
-            f"{path} must be a list of packages, as dpkg keeps it: {error}"
-        ) from None
     found: dict[str, Package] = {}
-    for paragraph in text.split("\n\n"):
+    for paragraph in _text(path, "a list of packages, as dpkg keeps it").split("\n\n"):
         name = re.search(r"^Package: (.+)$", paragraph, re.MULTILINE)
         said = re.search(r"^Description(?:-en)?: (.+)\n((?: .*\n?)+)", paragraph, re.MULTILINE)
         if name and said:
             description = _shortened(said[2], max_characters)
             if description:
                 found.setdefault(description, Package(name[1], said[1].strip(), description))
+    if not found:
+        raise TinsmithError(f"{path} must describe packages, as dpkg keeps them, got none")
+    return list(found.values())
+
+
+def read_nouns(path: Path, max_characters: int) -> list[Noun]:
+    """The first noun of each synset, with its definition; the examples behind it are left out."""
+    found = []
+    for line in _text(path, "WordNet's data.noun (apt install wordnet-base)").splitlines():
+        if synset := SYNSET.fullmatch(line):
+            definition = EXAMPLES.split(synset[2])[0].strip()
+            if 0 < len(definition) <= max_characters:
+                found.append(Noun(synset[1].replace("_", " "), definition))
     if len(found) < NUM_CHOICES:
         raise TinsmithError(
-            f"{path} must describe at least {NUM_CHOICES} packages, got {len(found)}"
+            f"{path} must define at least {NUM_CHOICES} nouns, as WordNet's data.noun does, got"
+            f" {len(found)}"
         )
-    return list(found.values())
+    return found
+
+
+def _text(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TinsmithError(f"{path} must be {what}: {error}") from None
 
 
 def _shortened(lines: str, max_characters: int) -> str:
@@ -96,17 +140,6 @@ def summaries(packages: Sequence[Package], rng: random.Random) -> Iterator[Row]:
     """Say in one line what a package is."""
     for package in packages:
         yield {"question": package.description, "answer": package.synopsis}
-
-
-def choices(packages: Sequence[Package], rng: random.Random) -> Iterator[Row]:
-    """Which of four packages is meant by a synopsis?"""
-    names = sorted({package.name for package in packages})
-    for package in packages:
-        others = rng.sample([name for name in names if name != package.name], NUM_CHOICES - 1)
-        shown = rng.sample([package.name, *others], NUM_CHOICES)
-        question = f"Which Debian package is this: {package.synopsis}?"
-        answer = LETTERS[shown.index(package.name)]
-        yield {"question": question, "choices": shown, "answer": answer}
 
 
 def constrained(packages: Sequence[Package], rng: random.Random) -> Iterator[Row]:
@@ -127,7 +160,21 @@ def constrained(packages: Sequence[Package], rng: random.Random) -> Iterator[Row
         yield {"question": question, "constraints": {name: possible[name] for name in chosen}}
 
 
-KINDS = {"summary": summaries, "choice": choices, "constrained": constrained}
+def definitions(nouns: Sequence[Noun], rng: random.Random) -> Iterator[Row]:
+    """Which noun has this definition? The choices, one of which it is, may be shown or not."""
+    for noun in nouns:
+        names = dict.fromkeys(choice.name for choice in (noun, *rng.sample(nouns, NUM_CHOICES)))
+        shown = list(names)[:NUM_CHOICES]
+        rng.shuffle(shown)
+        question = f"Which noun means: {noun.definition}?"
+        yield {"question": question, "answer": noun.name, "choices": shown}
+
+
+KINDS: Mapping[str, Kind] = {
+    "summary": Kind(STATUS, read_packages, summaries),
+    "constrained": Kind(STATUS, read_packages, constrained),
+    "definition": Kind(NOUNS, read_nouns, definitions),
+}
 
 
 if __name__ == "__main__":

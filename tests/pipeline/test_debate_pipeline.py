@@ -16,13 +16,13 @@ SMALL = {"learning_rate": 0.0015, "problems_per_step": 16, "max_tokens": 8, "eva
 STEPS = {"rejection": 2, "grpo": 8}
 
 
-def small(model: dict[str, Any], steps: dict[str, int], **paradigm: Any) -> dict[str, Any]:
+def small(model: Path, steps: dict[str, int], **paradigm: Any) -> dict[str, Any]:
     """configs/debate.yaml for a machine without a GPU and for what the tiny model can read."""
     values = yaml.safe_load((ROOT / "configs/debate.yaml").read_text())
     stages = [stage | SMALL | {"steps": steps[stage["kind"]]} for stage in values["stages"]]
     short = {"argue_prompt": "{opponent}", "graded": "proposal"}
     return values | {
-        "model": model,
+        "model": {"kind": "path", "path": str(model)},
         "backend": {"kind": "local"},
         "data": {"kind": "arithmetic"},
         "task": {"kind": "arithmetic"},
@@ -33,12 +33,12 @@ def small(model: dict[str, Any], steps: dict[str, int], **paradigm: Any) -> dict
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workflow:
     """The default tiny model, which is judged by who is right."""
     opponent = {"kind": "pool", "every": 3}
-    values = small({"kind": "tiny"}, STEPS, judge={"kind": "ground_truth"}, opponent=opponent)
+    values = small(tiny_model, STEPS, judge={"kind": "ground_truth"}, opponent=opponent)
     workflow = Workflow(tmp_path_factory.mktemp("debate"), values, stand_ins=False)
-    said = workflow.snakemake("--cores", "2")
+    said = workflow.snakemake("--cores", "2", "results/report.html")
     assert said.code == 0, said.text
     return workflow
 
@@ -78,9 +78,8 @@ def test_the_samples_of_an_evaluation_show_what_both_have_said(finished: Workflo
     assert row["said"][0][1] == row["completion"]
 
 
-def test_the_ready_config_runs_with_its_own_judge(finished: Workflow, tmp_path: Path) -> None:
-    model = next((finished.folder / "models").glob("tiny-*/"))
-    values = small({"kind": "path", "path": str(model)}, {"rejection": 1, "grpo": 1})
+def test_the_ready_config_runs_with_its_own_judge(tiny_model: Path, tmp_path: Path) -> None:
+    values = small(tiny_model, {"rejection": 1, "grpo": 1})
     workflow = Workflow(tmp_path, values, stand_ins=False)
     said = workflow.snakemake("--cores", "1", str(RUN / "grpo/checkpoint.json"))
     assert said.code == 0, said.text
