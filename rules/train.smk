@@ -2,7 +2,8 @@ rule train_stage:
     """Train one stage from the checkpoint of the one before (tinsmith/stages/).
 
     `work` is no output, because Snakemake deletes the outputs of a job that fails: a killed stage
-    finds its last checkpoint there and goes on.
+    finds its last checkpoint there and goes on. `--monitors` is no parameter, because what is watched
+    changes nothing that is trained.
     """
     input:
         model=PLAN.model,
@@ -41,6 +42,7 @@ rule train_stage:
     shell:
         "python -m scripts.train"
         " --settings {params.settings:q}"
+        " --monitors {PLAN.monitors:q}"
         " --threads {threads}"
         " --model {input.model:q}"
         " --train {input.train:q}"

@@ -19,7 +19,7 @@ from tinsmith.checkpoints import (
     resume_training_client,
     save_final,
 )
-from tinsmith.config import TrainSettings
+from tinsmith.config import MonitorSettings, TrainSettings
 from tinsmith.files import new_directory
 from tinsmith.frozen import FrozenModels
 from tinsmith.job import job, settings_of
@@ -73,7 +73,7 @@ def _train(
     """Go on where the working folder says, to the end of the stage; then write the outputs."""
     files = [path for path in (args.train, args.heldout, args.previous) if path]
     files += args.user_code
-    print_of_inputs = fingerprint(settings.model_dump_json(exclude={"monitors"}), files)
+    print_of_inputs = fingerprint(settings.model_dump_json(), files)
     progress = read_progress(args.work, print_of_inputs)
     previous = Checkpoint.read(args.previous) if args.previous else None
     training_client = _open(service, settings, progress, previous, args.work)
@@ -86,7 +86,7 @@ def _train(
     context = _context(args, settings, training_client, reference, frozen, snapshots)
     first_step = progress.next_step if progress else 0
 
-    watch = Watch(settings.monitors, settings.stage.name)
+    watch = Watch(args.monitors.monitors, settings.stage.name)
     for step in read_steps(args.work / "steps", first_step):
         watch.recall(step["metrics"])
     if snapshots:
@@ -193,6 +193,9 @@ def _write_outputs(
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", type=settings_of(TrainSettings), required=True)
+    parser.add_argument(
+        "--monitors", type=settings_of(MonitorSettings, "--monitors"), default=MonitorSettings()
+    )
     parser.add_argument("--threads", type=int, default=1)
     for name in ("model", "train", "heldout", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)

@@ -52,7 +52,13 @@ class Chat:
             {"role": "assistant", "content": MARK},
             {"role": "user", "content": text},
         ]
-        _, _, tail = self._apply(messages, add_generation_prompt=True).partition(MARK)
+        _, found, tail = self._apply(messages, add_generation_prompt=True).partition(MARK)
+        if not found or not tail:
+            raise TinsmithError(
+                f"the chat template of {self._tokenizer.name_or_path} must write a reply as it is"
+                " and a next message behind it, which a debate is made of; take another model, or"
+                " paradigm.kind: single_turn"
+            )
         tokens = self.encode(tail)
         return tokens[1:] if tokens[0] == after else tokens
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinsmith import config
 from tinsmith.errors import TinsmithError
-from tinsmith.paradigms import Paradigm, num_rollouts
+from tinsmith.paradigms import Paradigm, checked, num_rollouts
 from tinsmith.randomness import derive_seed
 from tinsmith.rollouts import Sampler
 from tinsmith.statistics import Interval, bootstrap_mean, pass_at_k, wilson
@@ -48,7 +48,7 @@ def sample_heldout(
         )
     seeds = [derive_seed(seed, "evaluation", problem.id) for problem in chosen]
     size = num_rollouts(paradigm, settings.samples_per_problem)
-    groups = paradigm.play(task, chosen, size, sampler, seeds)
+    groups = checked(paradigm.play(task, chosen, size, sampler, seeds), paradigm, chosen, size)
     return [row for group in groups for row in _rows(group)]
 
 

@@ -58,12 +58,12 @@ def job(
         sys.exit(1)
 
 
-def settings_of(section: type[_Settings]) -> Callable[[str], _Settings]:
+def settings_of(section: type[_Settings], flag: str = "--settings") -> Callable[[str], _Settings]:
     """An argparse type: the JSON of `section`, checked like the config that it comes from."""
 
     def parse(text: str) -> _Settings:
         try:
-            return check_section(section, json.loads(text), "--settings")
+            return check_section(section, json.loads(text), flag)
         except (TinsmithError, json.JSONDecodeError) as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 

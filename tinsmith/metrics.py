@@ -83,12 +83,23 @@ def training_metrics(
     }
 
 
-def share_clipped(samples: Sequence[Sample], low: float, high: float) -> float:
-    """The share of trained tokens whose ratio p / q of trainer to sampler is outside the bounds."""
-    sampler = np.concatenate([sample.turn.completion.logprobs for sample in samples])
-    trainer = np.concatenate([_trainer_logprobs(sample) for sample in samples])
-    ratio = np.exp(trainer - sampler)
+def share_clipped(samples: Sequence[Sample], loss: str, low: float, high: float) -> float:
+    """The share of trained tokens whose ratio, as the loss takes it, is outside its bounds.
+
+    That is p / q of the trainer to the sampler, or to the trainer before the update where the
+    sample says so; with gspo the geometric mean over the completion.
+    """
+    ratios = [_loss_ratios(sample, loss) for sample in samples]
+    ratio = np.concatenate(ratios)
     return float(((ratio < low) | (ratio > high)).mean())
+
+
+def _loss_ratios(sample: Sample, loss: str) -> np.ndarray:
+    old = sample.old_logprobs or sample.turn.completion.logprobs
+    log_ratio_T = np.subtract(_trainer_logprobs(sample), old)
+    if loss == "gspo":
+        log_ratio_T = np.full_like(log_ratio_T, log_ratio_T.mean())
+    return np.exp(log_ratio_T)
 
 
 def _trainer_logprobs(sample: Sample) -> tuple[float, ...]:

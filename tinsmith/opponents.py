@@ -23,9 +23,9 @@ def open_snapshots(
 ) -> "Snapshots | None":
     """The snapshots that a stage plays against; None where it plays against none."""
     paradigm = settings.paradigm
-    if settings.stage.kind == "supervised" or not isinstance(paradigm, config.Debate):
+    if settings.stage.kind == "supervised" or isinstance(paradigm, config.SingleTurn):
         return None
-    if paradigm.opponent.kind == "self":
+    if paradigm.opponent is None or paradigm.opponent.kind == "self":
         return None
     staleness = settings.stage.max_staleness if settings.stage.kind == "grpo" else 0
     return Snapshots(paradigm.opponent, staleness, training_client, frozen, paths)

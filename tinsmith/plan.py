@@ -11,6 +11,7 @@ import yaml
 from tinsmith.config import (
     Config,
     FileData,
+    MonitorSettings,
     PathModel,
     ReportSettings,
     SetupSettings,
@@ -91,6 +92,12 @@ class Plan:
 
     def train_settings(self, wildcards: Any) -> str:
         return settings_json(self._run(wildcards).train_settings(wildcards.stage))
+
+    @property
+    def monitors(self) -> str:
+        """What every training stage is watched for; no rule's parameter, so that a change of it
+        re-plans none."""
+        return settings_json(MonitorSettings(monitors=self._any_run().config.monitors))
 
     def evaluate_settings(self, wildcards: Any) -> str:
         return settings_json(self._run(wildcards).evaluate_settings(wildcards.stage))
@@ -198,9 +205,9 @@ def _check_user_classes(config: Config) -> None:
 
         load_class(config.task, Task, "task", None)
     if isinstance(config.paradigm, UserClass):
-        from tinsmith.paradigms import Paradigm
+        from tinsmith.paradigms import check_paradigm
 
-        load_class(config.paradigm, Paradigm, "paradigm")
+        check_paradigm(config.paradigm)
 
 
 def _merged(values: Any, changes: Any) -> Any:

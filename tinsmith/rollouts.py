@@ -97,7 +97,7 @@ def samples_of(groups: Sequence[Group], speaker: str, advantages_P_G: np.ndarray
 
 def samples_of_others(groups: Sequence[Group], speakers: Sequence[str]) -> list[Sample]:
     """The turns of all but `speakers`, such as a frozen opponent: recorded and not trained on."""
-    turns = groups[0].rollouts[0].turns
+    turns = [turn for group in groups for rollout in group.rollouts for turn in rollout.turns]
     others = dict.fromkeys(turn.speaker for turn in turns if turn.speaker not in speakers)
     nothing_P_G = np.zeros((len(groups), max(len(group.rollouts) for group in groups)))
     return [sample for other in others for sample in samples_of(groups, other, nothing_P_G)]

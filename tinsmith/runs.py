@@ -93,7 +93,6 @@ class RunConfig:
             task=config.task,
             paradigm=config.paradigm,
             lora=config.lora,
-            monitors=config.monitors,
             backend=config.backend,
         )
 
@@ -124,7 +123,7 @@ class RunConfig:
         """Where a running stage keeps its progress; another setting anywhere before is another."""
         names = self.stage_names()
         chain = names[: names.index(stage) + 1]
-        parts = [settings_json(self.train_settings(name), but="monitors") for name in chain]
+        parts = [settings_json(self.train_settings(name)) for name in chain]
         parts += [settings_json(self.model_settings()), settings_json(self.config.data)]
         return f"work/{self.name}/{stage}-{_hash8(''.join(parts))}"
 
@@ -149,14 +148,9 @@ def expand(config: Config) -> dict[str, RunConfig]:
     return runs
 
 
-def settings_json(section: Section, *, but: str = "") -> str:
-    """A job's settings for its command line; how it is scheduled is not among them.
-
-    `but` leaves out a key too: what is watched has no say in what a stage computes, so that one
-    which a monitor stopped goes on under others.
-    """
-    left_out: dict[str, Any] = {"backend": {"threads", "gpus"}}
-    return section.model_dump_json(exclude=left_out | ({but: True} if but else {}))
+def settings_json(section: Section) -> str:
+    """A job's settings for its command line; how it is scheduled is not among them."""
+    return section.model_dump_json(exclude={"backend": {"threads", "gpus"}})
 
 
 def short_hash(section: Section) -> str:

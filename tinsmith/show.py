@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tinsmith.step_files import Step
 
 Row = dict[str, Any]
 SORTS: dict[str, Callable[[Row], Any]] = {
-    "reward": lambda row: -(row["reward"] or 0.0),
+    "reward": lambda row: inf if row["reward"] is None else -row["reward"],
     "advantage": lambda row: -max(row["advantages"], key=abs, default=0.0),
     "length": lambda row: -len(row["tokens"]),
     "group": lambda row: (row["group"], row["rollout"], row["place"]),
@@ -71,7 +72,8 @@ def _sample(row: Row, largest: float) -> Iterator[RenderableType]:
         completion.append(piece, style=_style(advantage, largest))
     yield completion
     if row["reward"] is None:
-        yield Text(f"reference answer {row['answer']!r}")
+        what = "reference answer" if row["is_trained"] else "not rewarded; the answer is"
+        yield Text(f"{what} {row['answer']!r}")
         return
     terms = ", ".join(f"{name} {value:.3g}" for name, value in row["reward_terms"].items())
     yield Text.assemble(

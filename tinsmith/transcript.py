@@ -21,12 +21,15 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
   color: #1c2330; background: #fff; }}
-h1 {{ font-size: 1.5rem; }} h3 {{ margin: 1.2rem 0 0; white-space: pre-wrap; }}
+h1 {{ font-size: 1.5rem; }} h3 {{ margin: 1.2rem 0 0; }}
 summary {{ cursor: pointer; font-weight: 600; margin: .6rem 0; }}
+h3 summary, td summary {{ margin: 0; white-space: pre-wrap; }}
+td summary {{ font: 13px/1.5 ui-monospace, monospace; }}
 table {{ border-collapse: collapse; width: 100%; }}
 th, td {{ text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #e3e7ee;
   vertical-align: top; }}
-td.number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
+th.speaker {{ width: 6rem; }}
+.number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
 pre {{ margin: 0; white-space: pre-wrap; font: 13px/1.5 ui-monospace, monospace; }}
 span {{ border-radius: 2px; }} .note {{ color: #5b6675; }}
 </style></head><body><h1>{title}</h1>
@@ -89,8 +92,8 @@ def _section(step: Step, max_samples: int, *, is_open: bool) -> str:
     if len(samples) == len(rollouts):
         rows = "\n".join(_row(sample, largest) for sample in samples)
         shown = (
-            "<table><tr><th>prompt</th><th>completion</th><th>answer</th><th>reward</th></tr>\n"
-            f"{rows}</table>"
+            "<table><tr><th>prompt</th><th>completion</th><th>answer</th>"
+            f"<th class='number'>reward</th></tr>\n{rows}</table>"
         )
     else:
         shown = "\n".join(_conversation(turns, largest) for turns in rollouts)
@@ -130,19 +133,25 @@ def _conversation(turns: list[Row], largest: float) -> str:
         for turn in turns
     )
     return (
-        f"<h3>{escape(first['question'])}</h3><p class='note'>answer"
-        f" {escape(first['answer'])}{judged}</p>\n<table><tr><th>speaker</th><th>speech</th>"
-        f"<th>reward</th></tr>\n{rows}</table>"
+        f"<h3>{_prompt(first)}</h3><p class='note'>answer"
+        f" {escape(first['answer'])}{judged}</p>\n<table><tr><th class='speaker'>speaker</th>"
+        f"<th>speech</th><th class='number'>reward</th></tr>\n{rows}</table>"
     )
 
 
 def _row(sample: Row, largest: float) -> str:
     return (
-        f"<tr><td><pre>{escape(sample['question'])}</pre></td>"
+        f"<tr><td>{_prompt(sample)}</td>"
         f"<td><pre>{''.join(_tokens(sample, largest))}</pre></td>"
         f"<td><pre>{escape(sample['answer'])}</pre></td>"
         f"<td class='number'>{_reward(sample)}</td></tr>"
     )
+
+
+def _prompt(sample: Row) -> str:
+    """The question, which opens to the whole prompt: system prompt, template, choices."""
+    question, prompt = escape(sample["question"]), escape(sample["prompt"])
+    return f"<details><summary>{question}</summary><pre>{prompt}</pre></details>"
 
 
 def _reward(sample: Row) -> str:

@@ -5,25 +5,27 @@ import inspect
 import sys
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, Generic, Protocol
 
 from tinsmith.config import UserClass
 from tinsmith.errors import TinsmithError
 
 
-def make_object(section: UserClass, seam: type, key: str, *arguments: Any) -> Any:
+def make_object(section: UserClass, seam: type, key: str, *arguments: Any, **offered: Any) -> Any:
     """The object that a section of the config (`key`) describes, as one of the Protocol `seam`.
 
-    It is made with `arguments` and the section's options, and has all that `seam` declares.
+    It is made with `arguments`, the section's options, and those of `offered` that its `__init__`
+    names; it has all that `seam` declares.
     """
-    made = load_class(section, seam, key, *arguments)(*arguments, **section.options)
+    found = load_class(section, seam, key, *arguments, **offered)
+    made = found(*arguments, **section.options, **_asked_for(found, offered))
     missing = [name for name in _members(seam) if not hasattr(made, name)]
     if missing:
         raise TinsmithError(_complaint(section, key, f"must have {', '.join(missing)}", seam))
     return made
 
 
-def load_class(section: UserClass, seam: type, key: str, *arguments: Any) -> type:
+def load_class(section: UserClass, seam: type, key: str, *arguments: Any, **offered: Any) -> type:
     """The class, once it is sure to have the methods of `seam` and to accept the options.
 
     Modules are found in the working directory as well as where Python finds any.
@@ -39,8 +41,14 @@ def load_class(section: UserClass, seam: type, key: str, *arguments: Any) -> typ
         )
     for method in _methods(seam):
         _check_method(section, key, seam, method, getattr(found, method.__name__, None))
+    if taken := sorted(offered.keys() & section.options.keys()):
+        raise TinsmithError(
+            f"config.yaml: {key}.options must not set {taken[0]!r}, which Tinsmith gives to a class"
+            " that takes it"
+        )
     try:
-        inspect.signature(found).bind(*arguments, **section.options)
+        asked_for = _asked_for(found, offered)
+        inspect.signature(found).bind(*arguments, **section.options, **asked_for)
     except TypeError as error:
         raise TinsmithError(
             f"config.yaml: {key}.options must be the keyword arguments of {section.kind}, got"
@@ -57,6 +65,12 @@ def source_files(*sections: Any) -> list[Path]:
         if isinstance(section, UserClass)
     )
     return sorted({Path(module.__file__) for module in modules if module.__file__})
+
+
+def _asked_for(found: type, offered: dict[str, Any]) -> dict[str, Any]:
+    """What a class names among the parameters of its `__init__`."""
+    names = inspect.signature(found).parameters
+    return {name: value for name, value in offered.items() if name in names}
 
 
 def _import(module_name: str, section: UserClass, key: str) -> Any:
@@ -93,17 +107,19 @@ def _complaint(section: UserClass, key: str, said: str, seam: type) -> str:
     return f"config.yaml: {key}.kind: {section.kind} {said}; see {seam.__module__}.{seam.__name__}"
 
 
-def _members(seam: type) -> list[str]:
-    """The properties and methods that a Protocol declares."""
-    return [
-        name
-        for name, value in vars(seam).items()
+def _members(seam: type) -> dict[str, Any]:
+    """The properties and methods that a Protocol, or one that it extends, declares."""
+    protocols = [base for base in reversed(seam.__mro__) if base not in (object, Protocol, Generic)]
+    return {
+        name: value
+        for protocol in protocols
+        for name, value in vars(protocol).items()
         if not name.startswith("_") and isinstance(value, FunctionType | property)
-    ]
+    }
 
 
 def _methods(seam: type) -> list[FunctionType]:
-    declared = [vars(seam)[name] for name in _members(seam)]
+    declared = _members(seam).values()
     return [value for value in declared if isinstance(value, FunctionType)]
 
 

@@ -100,6 +100,16 @@ def test_how_a_job_runs_is_no_reason_to_run_it_again(replan: Callable[..., set[s
     assert replan(backend={"threads": 2}) <= {"write_report"}
 
 
+def test_what_is_watched_is_no_reason_to_train_again(replan: Callable[..., set[str]]) -> None:
+    assert replan(monitors=[{"metric": "kl_nats", "above": 0.5}]) == {"write_report"}
+
+
+def test_what_is_watched_stands_in_the_command_that_trains(tmp_path: Path) -> None:
+    values = config(monitors=[{"metric": "kl_nats", "above": 0.5}])
+    said = Workflow(tmp_path, values, stand_ins=True).plan("--printshellcmds")
+    assert said.text.count('--monitors \'{"monitors":[{"metric":"kl_nats","above":0.5') == 3
+
+
 def test_a_changed_comment_replans_nothing_and_a_changed_pin_no_training(tmp_path: Path) -> None:
     workflow = Workflow(tmp_path, config(), stand_ins=True)
     assert workflow.snakemake("--cores", "2").code == 0

@@ -22,6 +22,9 @@ class FirstTokenIsEven:
 
     chat: Chat
 
+    def question(self, problem: Problem) -> str:
+        return problem.question
+
     def prompt(self, problem: Problem) -> tuple[int, ...]:
         return self.chat.prompt(problem.question)
 

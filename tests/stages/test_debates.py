@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tinker
 
+from tests.stages.conftest import FirstTokenIsEven
 from tests.stages.test_stages import train
 from tinsmith import config
 from tinsmith.chat import Chat
@@ -53,15 +54,16 @@ def test_exchanging_the_speakers_changes_a_model_judges_mean_verdict_by_nothing(
     frozen: FrozenModels,
 ):
     judge, chat = model_judge(frozen), frozen.chat
+    task = FirstTokenIsEven(chat)
     debates = [heard(chat, said) for said in SAID]
     swapped = [heard(chat, exchanged(said)) for said in SAID]
-    verdicts = judge.judge(debates, SPEAKERS, [0] * 3)
-    back = [-verdict for verdict in judge.judge(swapped, SPEAKERS, [0] * 3)]
+    verdicts = judge.judge(task, debates, SPEAKERS, [0] * 3)
+    back = [-verdict for verdict in judge.judge(task, swapped, SPEAKERS, [0] * 3)]
     assert back == verdicts
     assert np.mean(back) - np.mean(verdicts) == 0
     assert all(0 < abs(verdict) < 1 for verdict in verdicts)
     equals = heard(chat, ("4", "4", "yes", "yes"))
-    assert judge.judge([equals], SPEAKERS, [0]) == [0]
+    assert judge.judge(task, [equals], SPEAKERS, [0]) == [0]
 
 
 def test_a_model_judge_weighs_the_verdict_tokens_in_both_orders(frozen: FrozenModels):
@@ -83,7 +85,8 @@ def test_a_model_judge_weighs_the_verdict_tokens_in_both_orders(frozen: FrozenMo
     # The model does prefer a position, which is what the second order is for.
     first, second = lead(said), -lead(exchanged(said))
     assert abs(first - second) > 1e-3
-    verdict = model_judge(frozen).judge([heard(chat, said)], SPEAKERS, [0])[0]
+    task = FirstTokenIsEven(chat)
+    verdict = model_judge(frozen).judge(task, [heard(chat, said)], SPEAKERS, [0])[0]
     assert verdict == pytest.approx((first + second) / 2, abs=1e-5)
 
 
@@ -95,7 +98,7 @@ def test_a_verdict_that_is_no_single_token_is_refused(frozen: FrozenModels):
 def test_a_judge_that_the_service_does_not_know_is_refused(frozen: FrozenModels):
     judge = model_judge(frozen, checkpoint="tinker://nobody:train:0/sampler_weights/x")
     with pytest.raises(TinsmithError, match="loading tinker://nobody"):
-        judge.judge([heard(frozen.chat, SAID[0])], SPEAKERS, [0])
+        judge.judge(FirstTokenIsEven(frozen.chat), [heard(frozen.chat, SAID[0])], SPEAKERS, [0])
 
 
 def debating(context: StageContext, frozen: FrozenModels, **changes: Any) -> StageContext:

@@ -6,20 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tinsmith.checkpoints import Checkpoint, weights_sha256
 
-STEPS = 12
-SUPERVISED = {"kind": "supervised", "steps": STEPS, "batch_size": 8, "learning_rate": 0.01}
+STEPS = 8
+SUPERVISED = {"kind": "supervised", "steps": 12, "batch_size": 8, "learning_rate": 0.01}
 GRPO = {
     "kind": "grpo",
     "steps": STEPS,
-    "problems_per_step": 8,
-    "samples_per_problem": 8,
+    "problems_per_step": 4,
+    "samples_per_problem": 4,
     "learning_rate": 0.0005,
+    "kl_penalty": 0.1,
 }
 # Snapshots are taken at other steps than working checkpoints, so that a kill loses one.
 DEBATE = {
@@ -87,7 +89,7 @@ def kill_after(command: list[str], progress: Path, next_step: int) -> None:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert json.loads(progress.read_text())["next_step"] < STEPS
+    assert 0 < json.loads(progress.read_text())["next_step"] < STEPS
 
 
 def metrics(path: Path) -> list[dict]:
@@ -95,51 +97,61 @@ def metrics(path: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in rows]
 
 
-def test_a_killed_stage_goes_on_and_ends_as_if_it_had_not_been_killed(
-    folder: Path, llama_dir: Path
-):
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The folders of a stage that ran through and of one that was killed and called again, the
+    working folder of the latter, and the snapshots that it had taken when it was killed."""
+
+    straight: Path
+    killed: Path
+    work: Path
+    snapshots: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def ended(folder: Path, llama_dir: Path) -> Ended:
+    """A debate against snapshots, with a penalty on leaving the warm-up that it starts from."""
     subprocess.run(command(folder, llama_dir, SUPERVISED, "warm", None), check=True)
     previous = folder / "warm" / "checkpoint.json"
-    subprocess.run(command(folder, llama_dir, GRPO, "straight", previous), check=True)
-
-    again = command(folder, llama_dir, GRPO, "killed", previous)
+    straight, killed = (
+        command(folder, llama_dir, GRPO, name, previous, DEBATE) for name in ("straight", "killed")
+    )
+    subprocess.run(straight, check=True)
     work = folder / "work" / "killed"
-    kill_after(again, work / "progress.json", 6)
-    subprocess.run(again, check=True)
+    kill_after(killed, work / "progress.json", 5)
+    snapshots = json.loads((work / "progress.json").read_text())["snapshots"]
+    subprocess.run(killed, check=True)
+    return Ended(folder / "straight", folder / "killed", work, snapshots)
 
-    straight, killed = folder / "straight", folder / "killed"
+
+def test_a_killed_stage_goes_on_and_ends_as_if_it_had_not_been_killed(ended: Ended) -> None:
+    straight, killed = ended.straight, ended.killed
     assert "goes on at step" in (killed / "train.log").read_text()
     assert weights_sha256(killed / "weights") == weights_sha256(straight / "weights")
     assert metrics(killed / "metrics.jsonl") == metrics(straight / "metrics.jsonl")
     for kind in ("json", "html"):
         assert len(list((killed / "steps").glob(f"*.{kind}"))) == STEPS
-    assert not work.exists()
+    assert not ended.work.exists()
 
     checkpoint = Checkpoint.read(killed / "checkpoint.json")
     assert checkpoint.weights_sha256 == weights_sha256(killed / "weights")
     assert (checkpoint.stage, checkpoint.step, checkpoint.lora_rank) == ("grpo", STEPS, 4)
 
 
-def test_a_killed_debate_goes_on_against_the_same_opponents(folder: Path, llama_dir: Path):
-    stage = GRPO | {"problems_per_step": 4, "samples_per_problem": 4, "steps": 8}
-    straight, killed = (
-        command(folder, llama_dir, stage, f"debate-{name}", None, DEBATE)
-        for name in ("straight", "killed")
-    )
-    subprocess.run(straight, check=True)
-    work = folder / "work" / "debate-killed"
-    kill_after(killed, work / "progress.json", 5)
-    snapshots = json.loads((work / "progress.json").read_text())["snapshots"]
-    assert set(snapshots) >= {"0", "2"}
-    assert all(path.startswith("tinker://") for path in snapshots.values())
-    subprocess.run(killed, check=True)
-
-    folders = folder / "debate-straight", folder / "debate-killed"
-    assert "goes on at step" in (folders[1] / "train.log").read_text()
-    weights = {weights_sha256(folder / "weights") for folder in folders}
-    assert len(weights) == 1
+def test_a_killed_debate_goes_on_against_the_same_opponents(ended: Ended) -> None:
+    assert set(ended.snapshots) >= {"0", "2"}
+    assert all(path.startswith("tinker://") for path in ended.snapshots.values())
     said = [
         [json.loads(file.read_text())["samples"] for file in sorted(out.glob("steps/*.json"))]
-        for out in folders
+        for out in (ended.straight, ended.killed)
     ]
     assert said[0] == said[1]
+
+
+def test_the_kl_penalty_measures_the_distance_to_the_checkpoint_of_the_stage_before(
+    ended: Ended,
+) -> None:
+    """The warm-up is far from the base, so that the distance to that would not begin at 0."""
+    distances = [row["kl_reference_nats"] for row in metrics(ended.killed / "metrics.jsonl")]
+    assert distances[0] == pytest.approx(0.0, abs=1e-5)
+    assert max(map(abs, distances)) > 1e-4

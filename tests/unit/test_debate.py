@@ -1,100 +1,24 @@
 """Debates with scripted speakers: what is asked, what is carried on, what it earns."""
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
-import tinker
 
+from tests.speakers import CHAT, END, Say, ScriptedClient, frozen_models, sampler_of, saying
 from tinsmith import config
-from tinsmith.chat import Chat
 from tinsmith.errors import TinsmithError
 from tinsmith.frozen import FrozenModels
-from tinsmith.opponents import Snapshots
 from tinsmith.paradigms import Debate, make_paradigm, num_rollouts, put_in_training
-from tinsmith.rollouts import Sampler, rewards_P_G, samples_of, samples_of_others, verdicts_P_G
+from tinsmith.rollouts import rewards_P_G, samples_of, samples_of_others, verdicts_P_G
 from tinsmith.tasks import make_task
-from tinsmith.tiny.tokenizer import make_tokenizer
 from tinsmith.types import Group, Problem
 
-CHAT = Chat(make_tokenizer())
 TASK = make_task(config.ArithmeticTask(kind="arithmetic"), CHAT)
 PROBLEMS = [Problem("a", "1+1", "2"), Problem("b", "1+2", "3")]
 SEEDS = [11, 12]
-END = CHAT.stop_token_ids[0]
 # A byte that is no text by itself: decoded and encoded again it would be three others.
 HALF_A_LETTER = next(token for token in range(256) if CHAT.decode([token]) == "\ufffd")
-
-Say = Callable[[str, int], tuple[int, ...]]
-
-
-class ScriptedClient:
-    """Says what a function of the prompt's text and the sample's number says."""
-
-    def __init__(self, say: Say, events: list[tuple[str, Any]] | None = None) -> None:
-        self._say = say
-        self.events = [] if events is None else events
-
-    def sample(
-        self,
-        prompt: tinker.ModelInput,
-        num_samples: int,
-        sampling_params: tinker.SamplingParams,
-    ) -> "Answer":
-        self.events.append(("asked", (prompt.to_ints(), num_samples, sampling_params.seed)))
-        text = CHAT.decode(prompt.to_ints())
-        return Answer([self._say(text, i) for i in range(num_samples)], self.events)
-
-
-class Answer:
-    def __init__(self, spoken: list[tuple[int, ...]], events: list[tuple[str, Any]]) -> None:
-        self._spoken = spoken
-        self._events = events
-
-    def result(self) -> tinker.SampleResponse:
-        self._events.append(("awaited", None))
-        return tinker.SampleResponse([self._sequence(tokens) for tokens in self._spoken])
-
-    def _sequence(self, tokens: tuple[int, ...]) -> tinker.SampledSequence:
-        return tinker.SampledSequence(
-            stop_reason="stop" if tokens[-1] == END else "length",
-            sequence_id="",
-            tokens_np=np.array(tokens, dtype=np.int32),
-            logprobs_np=np.full(len(tokens), -0.5, dtype=np.float32),
-        )
-
-
-class Service:
-    """Knows one model by its path; None is the base."""
-
-    def __init__(self, clients: dict[str | None, Any]) -> None:
-        self._clients = clients
-
-    def create_sampling_client(
-        self, base_model: str | None = None, model_path: str | None = None
-    ) -> Any:
-        return Ready(self._clients[model_path])
-
-
-class Ready:
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def result(self) -> Any:
-        return self._value
-
-
-def saying(text: str) -> Say:
-    return lambda prompt, sample: CHAT.reply(text)
-
-
-def frozen_models(clients: dict[str | None, Any]) -> FrozenModels:
-    return FrozenModels(cast(tinker.ServiceClient, Service(clients)), "base", CHAT)
-
-
-def sampler_of(client: Any) -> Sampler:
-    return Sampler(cast(tinker.SamplingClient, client), CHAT, max_tokens=8)
 
 
 def debate(frozen: FrozenModels | None = None, **changes: Any) -> Debate:
@@ -237,66 +161,3 @@ def test_samples_are_dealt_out_to_the_speakers():
         TinsmithError, match=r"samples_per_problem must be a multiple of 2, .*got 7"
     ):
         num_rollouts(against_itself, 7)
-
-
-class Trainer:
-    """Saves nothing, and names what it would have saved."""
-
-    def __init__(self) -> None:
-        self.saved: list[str] = []
-
-    def save_weights_for_sampler(self, name: str) -> Ready:
-        self.saved.append(name)
-        return Ready(cast(Any, type("Saved", (), {"path": f"tinker://{name}"})))
-
-
-class NamedClients(dict[str | None, str]):
-    def __missing__(self, path: str | None) -> str:
-        return str(path)
-
-
-def snapshots(trainer: Trainer, paths: dict[str, str] | None = None, **opponent: Any) -> Snapshots:
-    options = {"kind": "latest", "every": 3} | opponent
-    section = config.check_section(
-        config.Debate, {"kind": "debate", "judge": {"kind": "mock"}, "opponent": options}, "test"
-    )
-    assert section.opponent.kind != "self"
-    frozen = frozen_models(cast(Any, NamedClients()))
-    client = cast(tinker.TrainingClient, trainer)
-    return Snapshots(section.opponent, 0, client, frozen, paths or {})
-
-
-def opponents_of(shots: Snapshots, step: int, num_problems: int = 1) -> list[str]:
-    policy = Sampler(cast(Any, "policy"), CHAT, max_tokens=8, step=step)
-    chosen = [shots.choose(policy, seed).client for seed in range(num_problems)]
-    return [str(client).removeprefix("tinker://opponent-") for client in chosen]
-
-
-def test_the_latest_opponent_is_the_newest_snapshot_from_before_the_step():
-    shots = snapshots(Trainer())
-    met = []
-    for step in range(8):
-        shots.take(step)
-        met += opponents_of(shots, step)
-    assert met == ["0", "0", "0", "0", "3", "3", "3", "6"]
-
-
-def test_the_pool_draws_from_its_newest_snapshots_by_the_seed():
-    shots = snapshots(Trainer(), kind="pool", every=2, size=3)
-    for step in range(11):
-        shots.take(step)
-    assert set(opponents_of(shots, 10, 50)) == {"4", "6", "8"}
-    assert opponents_of(shots, 10, 50) == opponents_of(shots, 10, 50)
-    assert set(opponents_of(shots, 1, 50)) == {"0"}
-
-
-def test_snapshots_that_were_read_back_are_the_same_opponents_and_are_not_taken_again():
-    first, again = Trainer(), Trainer()
-    shots = snapshots(first, kind="pool", every=2)
-    for step in range(7):
-        shots.take(step)
-    resumed = snapshots(again, shots.paths, kind="pool", every=2)
-    for step in (6, 7, 8):
-        resumed.take(step)
-    assert again.saved == ["opponent-8"]
-    assert opponents_of(resumed, 7, 50) == opponents_of(shots, 7, 50)

@@ -1,8 +1,10 @@
 """Metrics of a step by hand."""
 
+from dataclasses import replace
+
 import pytest
 
-from tinsmith.metrics import kl_nats, sampling_metrics, share_zero_variance
+from tinsmith.metrics import kl_nats, sampling_metrics, share_clipped, share_zero_variance
 from tinsmith.types import Completion, Group, Problem, Reward, Rollout, Sample, Turn
 
 PROBLEM = Problem("id", "question", "answer")
@@ -43,6 +45,21 @@ def test_lengths_and_ends_are_of_completions():
 
 def test_kl_is_the_mean_of_sampler_less_trainer_over_tokens_not_samples():
     assert kl_nats(SAMPLES) == pytest.approx((0.5 + 0.0 - 0.1) / 3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "old", "expected"),
+    [
+        ("ppo", None, 1 / 3),  # ratios e^-0.5, 1 and e^0.1
+        ("ppo", (-2.0, -2.0), 1 / 2),  # e^0.5 and 1, of one completion
+        ("gspo", None, 2 / 3),  # e^-0.25 twice, and e^0.1
+    ],
+)
+def test_a_token_is_clipped_by_the_ratio_that_its_loss_takes(
+    loss: str, old: tuple[float, ...] | None, expected: float
+):
+    samples = [replace(SAMPLES[0], old_logprobs=old)] if old else SAMPLES
+    assert share_clipped(samples, loss, 0.8, 1.2) == pytest.approx(expected)
 
 
 def test_zero_variance_counts_groups_whose_rewards_are_all_equal():

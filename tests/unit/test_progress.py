@@ -107,7 +107,7 @@ def test_a_transcript_escapes_what_was_written_and_shades_what_was_trained(tmp_p
     page = (tmp_path / "t.html").read_text()
     assert ">&lt;</span>" in page  # the token alone, as the model wrote it
     assert "><</span>" not in page
-    assert "&lt;27+58&gt;" in page
+    assert "<summary>&lt;27+58&gt;</summary><pre>" in page  # opens to the whole prompt
     assert "grpo &amp; more" in page
     assert "hsl(140" in page
 

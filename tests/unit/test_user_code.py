@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from tests.speakers import frozen_models
 from tinsmith.chat import Chat
-from tinsmith.config import UserClass
+from tinsmith.config import LatestOpponent, UserClass, UserParadigm
 from tinsmith.errors import TinsmithError
-from tinsmith.paradigms import Paradigm, make_paradigm
+from tinsmith.paradigms import Paradigm, check_paradigm, make_paradigm, put_in_training
 from tinsmith.tasks import Task, make_task
 from tinsmith.tiny.tokenizer import make_tokenizer
 from tinsmith.user_code import load_class
@@ -20,6 +21,7 @@ TASK = """
 class Echo:
     def __init__(self, chat, *, loudness=1):
         self.chat, self.loudness = chat, loudness
+    def question(self, problem): return problem.question
     def prompt(self, problem): return self.chat.prompt(problem.question)
     def reference(self, problem): return self.chat.reply(problem.question)
     def reward(self, problem, completion): return None
@@ -60,8 +62,44 @@ def test_a_paradigm_of_the_users_is_made_with_its_options(write: Write) -> None:
         "class Twice:\n    speakers = ('policy',)\n    def __init__(self, n): self.n = n\n"
         "    def play(self, *arguments): return []\n"
     )
-    paradigm = make_paradigm(UserClass(kind=f"{name}:Twice", options={"n": 2}))
+    paradigm = make_paradigm(UserParadigm(kind=f"{name}:Twice", options={"n": 2}))
     assert vars(paradigm)["n"] == 2
+
+
+DUEL = """
+class Duel:
+    speakers = ("policy",)
+    def __init__(self, frozen): self.frozen = frozen
+    def play(self, *arguments): return []
+    def in_training(self, snapshots): return ("against", snapshots)
+"""
+OPPONENT = LatestOpponent(kind="latest")
+
+
+def test_a_paradigm_that_takes_frozen_models_is_given_them(write: Write) -> None:
+    frozen = frozen_models({})
+    paradigm = make_paradigm(UserParadigm(kind=f"{write(DUEL)}:Duel"), frozen)
+    assert vars(paradigm)["frozen"] is frozen
+
+
+def test_a_paradigm_with_an_opponent_is_told_whom_it_meets_in_training(write: Write) -> None:
+    section = UserParadigm(kind=f"{write(DUEL)}:Duel", opponent=OPPONENT)
+    paradigm = make_paradigm(section, frozen_models({}))
+    assert put_in_training(paradigm, None) == ("against", None)
+
+
+def test_an_opponent_is_refused_where_the_class_does_not_take_one(write: Write) -> None:
+    name = write(DUEL.replace("in_training", "elsewhere"))
+    section = UserParadigm(kind=f"{name}:Duel", opponent=OPPONENT)
+    with pytest.raises(TinsmithError, match="Duel must have the method in_training; see"):
+        check_paradigm(section)
+    check_paradigm(section.model_copy(update={"opponent": None}))
+
+
+def test_what_tinsmith_gives_a_class_is_no_option(write: Write) -> None:
+    section = UserParadigm(kind=f"{write(DUEL)}:Duel", options={"frozen": 1})
+    with pytest.raises(TinsmithError, match=r"paradigm\.options must not set 'frozen', which"):
+        check_paradigm(section)
 
 
 def test_a_module_that_is_not_there_is_named_with_where_it_was_looked_for(write: Write) -> None:
@@ -85,7 +123,7 @@ def test_what_is_no_class_is_refused(write: Write) -> None:
     assert "has no class 'Echo'; it has none" in refusal(f"{write('Echo = 3')}:Echo")
 
 
-@pytest.mark.parametrize("method", ["prompt", "reference", "reward"])
+@pytest.mark.parametrize("method", ["question", "prompt", "reference", "reward"])
 def test_a_missing_method_is_named(write: Write, method: str) -> None:
     name = write(TASK.replace(f"def {method}", f"def _{method}"))
     said = refusal(f"{name}:Echo")

@@ -13,6 +13,7 @@ from tinsmith.config.paradigms import (
     Paradigm,
     PoolOpponent,
     SelfOpponent,
+    UserParadigm,
 )
 from tinsmith.config.root import Config
 from tinsmith.config.sections import (
@@ -38,6 +39,7 @@ from tinsmith.config.settings import (
     EvaluateSettings,
     ExportSettings,
     ModelSettings,
+    MonitorSettings,
     ReportSettings,
     SetupSettings,
     TrainSettings,
@@ -80,6 +82,7 @@ __all__ = [
     "ModelJudge",
     "ModelSettings",
     "Monitor",
+    "MonitorSettings",
     "Operation",
     "Opponent",
     "Paradigm",
@@ -102,6 +105,7 @@ __all__ = [
     "TinyModel",
     "TrainSettings",
     "UserClass",
+    "UserParadigm",
     "check",
     "check_section",
     "load",

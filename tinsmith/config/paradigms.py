@@ -116,6 +116,12 @@ class Debate(Section):
         return self
 
 
+class UserParadigm(UserClass):
+    """A paradigm of the user's own; `opponent`, if given, is whom it is trained against."""
+
+    opponent: Opponent | None = None
+
+
 def _tag_of_paradigm(values: Any) -> str | None:
     return "single_turn" if values == {} else tag_of_kind(values)
 
@@ -123,6 +129,6 @@ def _tag_of_paradigm(values: Any) -> str | None:
 Paradigm = Annotated[
     Annotated[SingleTurn, Tag("single_turn")]
     | Annotated[Debate, Tag("debate")]
-    | Annotated[UserClass, Tag(USER_CLASS)],
+    | Annotated[UserParadigm, Tag(USER_CLASS)],
     Discriminator(_tag_of_paradigm),
 ]

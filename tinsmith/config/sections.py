@@ -91,6 +91,15 @@ class Backend(LocalSettings):
     threads: Threads = setting(1, "CPU threads of a job")
     gpus: Gpus = setting(0, "GPUs of a job", variable=None)
 
+    @model_validator(mode="after")
+    def _the_service_has_its_own_alpha(self) -> "Backend":
+        if self.kind == "hosted" and self.lora_alpha != 32:
+            raise ValueError(
+                "lora_alpha must be 32 with kind 'hosted' (TINKER_BACKEND counts), which is the hosted"
+                f" service's own, got {self.lora_alpha:g}"
+            )
+        return self
+
 
 class Split(Section):
     """How many problems are held out, and the seed of the hash that picks them."""

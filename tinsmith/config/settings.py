@@ -1,8 +1,8 @@
 """What one job of a rule depends on: the part of the config that goes on its command line.
 
 A job's settings hold nothing else, so that changing a key re-plans the jobs that depend on it and
-no other. `backend.threads` and `backend.gpus` say how a job runs and not what it computes; they
-travel as Snakemake's threads and resources instead.
+no other. `backend.threads`, `backend.gpus` and `monitors` say how a job runs and not what it
+computes; they travel as Snakemake's threads and resources and as a flag of their own instead.
 """
 
 from typing import Any
@@ -54,8 +54,13 @@ class TrainSettings(Section):
     task: Task
     paradigm: Paradigm
     lora: Lora
-    monitors: tuple[Monitor, ...] = DEFAULT_MONITORS
     backend: Backend
+
+
+class MonitorSettings(Section):
+    """For scripts.train, beside its settings: what is watched changes nothing that is trained."""
+
+    monitors: tuple[Monitor, ...] = DEFAULT_MONITORS
 
 
 class EvaluateSettings(Section):

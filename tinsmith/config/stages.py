@@ -22,6 +22,15 @@ class StageBase(Section):
     eval_problems: Count = 64
     max_tokens: Count = 16
 
+    @model_validator(mode="after")
+    def _scales_what_is_auto(self) -> "StageBase":
+        if self.reference_batch_size is not None and self.learning_rate != "auto":
+            raise ValueError(
+                "reference_batch_size scales learning_rate 'auto' only; leave it out with"
+                f" learning_rate {self.learning_rate}"
+            )
+        return self
+
 
 class Supervised(StageBase):
     """Cross-entropy on the reference answers; the prompt is masked out."""
@@ -85,6 +94,16 @@ class Grpo(SamplingStage):
             raise ValueError(
                 f"{given[0]} belongs to a loss that clips, ppo, cispo or gspo; loss"
                 " importance_sampling has no bounds"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _resamples_if_told_to(self) -> "Grpo":
+        default = type(self).model_fields["max_resamples"].default
+        if self.zero_variance == "drop" and self.max_resamples != default:
+            raise ValueError(
+                f"max_resamples needs zero_variance 'resample', got {self.max_resamples} with"
+                " 'drop'"
             )
         return self
 

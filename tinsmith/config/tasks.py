@@ -98,6 +98,8 @@ class SummaryTask(PromptedTask):
             raise ValueError(
                 f"min_words must be at most max_words = {self.max_words}, got {self.min_words}"
             )
+        if self.rouge != "rougeL" and not self.weights.rouge:
+            raise ValueError(f"rouge needs weights.rouge above 0, got {self.rouge!r} with 0")
         most = self.weights.compression + self.weights.rouge
         if self.right_from > most:
             raise ValueError(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from tinsmith import config
 from tinsmith.frozen import FrozenModels
+from tinsmith.tasks import Task
 from tinsmith.types import Rollout
 
 
@@ -17,7 +18,11 @@ class GroundTruth:
         return cls()
 
     def judge(
-        self, debates: Sequence[Rollout], speakers: tuple[str, str], seeds: Sequence[int]
+        self,
+        task: Task,
+        debates: Sequence[Rollout],
+        speakers: tuple[str, str],
+        seeds: Sequence[int],
     ) -> list[float]:
         first, second = speakers
         return [

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from tinsmith.tasks import Task
 from tinsmith.types import Rollout
 
 
@@ -10,7 +11,11 @@ class Judge(Protocol):
     """Decides debates of two speakers."""
 
     def judge(
-        self, debates: Sequence[Rollout], speakers: tuple[str, str], seeds: Sequence[int]
+        self,
+        task: Task,
+        debates: Sequence[Rollout],
+        speakers: tuple[str, str],
+        seeds: Sequence[int],
     ) -> list[float]:
         """The verdict on each debate from -1, the second speaker wins, to 1, the first does; 0 is a
         draw. `rewards` of a debate are what the task gives both speakers' answers. Whatever is

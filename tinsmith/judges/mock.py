@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from tinsmith import config
 from tinsmith.frozen import FrozenModels
 from tinsmith.randomness import generator
+from tinsmith.tasks import Task
 from tinsmith.types import Rollout
 
 
@@ -18,6 +19,10 @@ class Mock:
         return cls()
 
     def judge(
-        self, debates: Sequence[Rollout], speakers: tuple[str, str], seeds: Sequence[int]
+        self,
+        task: Task,
+        debates: Sequence[Rollout],
+        speakers: tuple[str, str],
+        seeds: Sequence[int],
     ) -> list[float]:
         return [float(generator(seed, "mock judge").choice((-1, 1))) for seed in seeds]

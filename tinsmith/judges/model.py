@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tinsmith import config
 from tinsmith.errors import TinsmithError
 from tinsmith.frozen import FrozenModels, last_token_logprobs
+from tinsmith.tasks import Task
 from tinsmith.templates import fill
 from tinsmith.types import Rollout
 
@@ -25,7 +26,11 @@ class Model:
         return cls(section, frozen, (first, second))
 
     def judge(
-        self, debates: Sequence[Rollout], speakers: tuple[str, str], seeds: Sequence[int]
+        self,
+        task: Task,
+        debates: Sequence[Rollout],
+        speakers: tuple[str, str],
+        seeds: Sequence[int],
     ) -> list[float]:
         """v = (tanh(d / 2) + tanh(d' / 2)) / 2, d the log-odds that the first speaker wins where
         they stand first in the prompt, d' where they stand second.
@@ -36,7 +41,7 @@ class Model:
         """
         first, second = speakers
         orders = [order for d in debates for order in ((d, first, second), (d, second, first))]
-        prompts = [self._prompt(*order) for order in orders]
+        prompts = [self._prompt(task, *order) for order in orders]
         sequences = [(*prompt, token) for prompt in prompts for token in self.tokens]
         client = self.frozen.client(self.settings.checkpoint)
         logprobs = last_token_logprobs(client, sequences)
@@ -44,7 +49,7 @@ class Model:
         leads = [math.tanh((of_first - of_second) / 2) for of_first, of_second in pairs]
         return [(a - b) / 2 for a, b in zip(leads[::2], leads[1::2], strict=True)]
 
-    def _prompt(self, debate: Rollout, first: str, second: str) -> tuple[int, ...]:
+    def _prompt(self, task: Task, debate: Rollout, first: str, second: str) -> tuple[int, ...]:
         names = dict(zip((first, second), self.settings.verdict_tokens, strict=True))
         rounds = zip(
             *([t for t in debate.turns if t.speaker == name] for name in names), strict=True
@@ -57,7 +62,7 @@ class Model:
         ]
         text = fill(
             self.settings.prompt,
-            question=debate.problem.question,
+            question=task.question(debate.problem),
             debate="\n\n".join(speeches),
             first=names[first],
             second=names[second],

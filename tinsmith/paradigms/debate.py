@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tinsmith import config
-from tinsmith.chat import Chat
 from tinsmith.frozen import FrozenModels
 from tinsmith.judges import Judge, make_judge
 from tinsmith.opponents import Snapshots
@@ -66,7 +65,7 @@ class Debate:
     ) -> list[Group]:
         debates = self._propose(task, problems, num_rollouts, sampler, seeds)
         for round_number in range(1, self.settings.rounds + 1):
-            debates = self._argue(task.chat, debates, round_number)
+            debates = self._argue(task, debates, round_number)
         rollouts = self._judge(task, debates)
         starts = range(0, len(rollouts), num_rollouts)
         return [
@@ -103,11 +102,11 @@ class Debate:
             for g, pair in enumerate(zip(*(answer() for answer in answers), strict=True))
         ]
 
-    def _argue(self, chat: Chat, debates: Sequence[_Debate], round_number: int) -> list[_Debate]:
+    def _argue(self, task: Task, debates: Sequence[_Debate], round_number: int) -> list[_Debate]:
         """Both speakers reply to what the other has said last, at the same time."""
         pending = []
         for debate in debates:
-            prompts = self._prompts(chat, debate)
+            prompts = self._prompts(task, debate)
             replies = [
                 debate.samplers[name].submit(
                     prompt, 1, derive_seed(debate.seed, name, round_number)
@@ -124,7 +123,7 @@ class Debate:
             for debate, prompts, replies in pending
         ]
 
-    def _prompts(self, chat: Chat, debate: _Debate) -> list[tuple[int, ...]]:
+    def _prompts(self, task: Task, debate: _Debate) -> list[tuple[int, ...]]:
         """Each speaker's conversation so far, its own speeches token by token as it sampled them,
         and a user's message that quotes the other's last speech."""
         first, second = debate.turns[-2:]
@@ -132,11 +131,12 @@ class Debate:
         for own, other in ((first, second), (second, first)):
             text = fill(
                 self.settings.argue_prompt,
-                opponent=chat.quote(other.completion.text),
-                question=debate.problem.question,
+                opponent=task.chat.quote(other.completion.text),
+                question=task.question(debate.problem),
             )
             spoken = own.completion.tokens
-            prompts.append((*own.prompt_tokens, *spoken, *chat.follow_up(text, spoken[-1])))
+            follow_up = task.chat.follow_up(text, spoken[-1])
+            prompts.append((*own.prompt_tokens, *spoken, *follow_up))
         return prompts
 
     def _turns(
@@ -152,7 +152,7 @@ class Debate:
     def _judge(self, task: Task, debates: Sequence[_Debate]) -> list[Rollout]:
         rollouts = [Rollout(d.problem, d.turns, _task_rewards(task, d)) for d in debates]
         seeds = [debate.seed for debate in debates]
-        verdicts = self.judge.judge(rollouts, self._names, seeds)
+        verdicts = self.judge.judge(task, rollouts, self._names, seeds)
         return [
             self._rewarded(rollout, dict(zip(self._names, (verdict, -verdict), strict=True)))
             for rollout, verdict in zip(rollouts, verdicts, strict=True)

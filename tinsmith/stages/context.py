@@ -7,7 +7,7 @@ import numpy as np
 import tinker
 
 from tinsmith import config
-from tinsmith.paradigms import Paradigm, num_rollouts
+from tinsmith.paradigms import Paradigm, checked, num_rollouts
 from tinsmith.problems import draw_problems
 from tinsmith.randomness import derive_seed
 from tinsmith.rollouts import Sampler
@@ -43,12 +43,15 @@ class StageContext:
         """A group with `num_samples` samples of the policy for each problem, seeded by `path`, its
         place and its id."""
         size = num_rollouts(self.paradigm, num_samples)
-        return self.paradigm.play(self.task, problems, size, sampler, self._seeds(problems, *path))
+        seeds = self._seeds(problems, *path)
+        groups = self.paradigm.play(self.task, problems, size, sampler, seeds)
+        return checked(groups, self.paradigm, problems, size)
 
     def play_heldout(self, sampler: Sampler, problems: Sequence[Problem]) -> list[Group]:
         """One rollout for each problem, as evaluations play them, always from the same seeds."""
         seeds = self._seeds(problems, "heldout")
-        return self.heldout_paradigm.play(self.task, problems, 1, sampler, seeds)
+        groups = self.heldout_paradigm.play(self.task, problems, 1, sampler, seeds)
+        return checked(groups, self.heldout_paradigm, problems, 1)
 
     def _seeds(self, problems: Sequence[Problem], *path: str | int) -> list[int]:
         return [

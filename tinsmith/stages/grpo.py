@@ -47,7 +47,7 @@ def train(options: config.Grpo, context: StageContext, first_step: int) -> Itera
             metrics = updated.metrics | extra
             if bounds and batch.trained:
                 trained = updated.samples[: len(batch.trained)]
-                metrics["share_clipped"] = share_clipped(trained, *bounds.values())
+                metrics["share_clipped"] = share_clipped(trained, options.loss, *bounds.values())
             if is_evaluation_due(options, step):
                 metrics["heldout_accuracy"] = heldout_accuracy(context, options, sampling_client)
             yield StepRecord(step, metrics, updated.samples)
@@ -103,6 +103,13 @@ def _credit(options: config.Grpo, speakers: Sequence[str], groups: Sequence[Grou
 
 def _no_signal(options: config.Grpo, batch: Batch) -> str:
     rewards = [sample.reward.value for sample in batch.left_out if sample.reward is not None]
+    if options.learn_from == "winners" and has_signal_P(batch.groups).any():
+        return (
+            f"step {batch.step} of stage {options.name} must have a non-zero advantage, but with"
+            f" learn_from: winners nobody who won any of its {len(batch.groups)} groups' debates"
+            " was rewarded otherwise than the mean of the group: set learn_from: all, or raise"
+            " samples_per_problem; or set no_signal: skip, to go on without an update"
+        )
     return (
         f"step {batch.step} of stage {options.name} must have a non-zero advantage, but in each of"
         f" its groups all {options.samples_per_problem} rewards are equal (mean reward"

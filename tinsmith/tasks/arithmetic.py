@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tinsmith import config
 from tinsmith.chat import Chat
-from tinsmith.tasks.asking import ask
+from tinsmith.tasks.asking import in_template
 from tinsmith.types import Completion, Problem, Reward
 
 
@@ -15,8 +15,11 @@ class Arithmetic:
     chat: Chat
     settings: config.ArithmeticTask
 
+    def question(self, problem: Problem) -> str:
+        return in_template(self.settings, problem.question)
+
     def prompt(self, problem: Problem) -> tuple[int, ...]:
-        return ask(self.chat, self.settings, problem.question)
+        return self.chat.prompt(self.question(problem), self.settings.system_prompt)
 
     def reference(self, problem: Problem) -> tuple[int, ...]:
         return self.chat.reply(problem.answer)

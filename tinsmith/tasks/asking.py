@@ -4,15 +4,13 @@ import json
 from typing import Any
 
 from tinsmith import config
-from tinsmith.chat import Chat
 from tinsmith.errors import TinsmithError
 from tinsmith.types import Problem
 
 
-def ask(chat: Chat, settings: config.PromptedTask, question: str) -> tuple[int, ...]:
-    """The prompt's tokens: the question in the template, behind the system prompt."""
-    text = settings.prompt_template.replace("{question}", question)
-    return chat.prompt(text, settings.system_prompt)
+def in_template(settings: config.PromptedTask, question: str) -> str:
+    """The message that asks: the question in the prompt template."""
+    return settings.prompt_template.replace("{question}", question)
 
 
 def extra(problem: Problem, field: str) -> Any:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from tinsmith import config
 from tinsmith.chat import Chat
 from tinsmith.errors import TinsmithError
-from tinsmith.tasks.asking import ask, extra, refusal
+from tinsmith.tasks.asking import extra, refusal
 from tinsmith.tasks.constraints import Constraints
+from tinsmith.templates import fill
 from tinsmith.types import Completion, Problem, Reward
 
 
@@ -20,11 +21,13 @@ class Constrained:
     chat: Chat
     settings: config.ConstrainedTask
 
-    def prompt(self, problem: Problem) -> tuple[int, ...]:
+    def question(self, problem: Problem) -> str:
         instructions = self._constraints(problem).instructions()
-        template = self.settings.prompt_template.replace("{instructions}", instructions)
-        settings = self.settings.model_copy(update={"prompt_template": template})
-        return ask(self.chat, settings, problem.question)
+        template = self.settings.prompt_template
+        return fill(template, question=problem.question, instructions=instructions)
+
+    def prompt(self, problem: Problem) -> tuple[int, ...]:
+        return self.chat.prompt(self.question(problem), self.settings.system_prompt)
 
     def reference(self, problem: Problem) -> tuple[int, ...]:
         return self.chat.reply(problem.answer)

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from tinsmith import config
 from tinsmith.chat import Chat
-from tinsmith.tasks.asking import ask
+from tinsmith.tasks.asking import in_template
 from tinsmith.tasks.graders import last_number
 from tinsmith.tasks.math_verifier import MathVerifier
 from tinsmith.types import Completion, Problem, Reward
@@ -28,8 +28,11 @@ class Math:
     settings: config.MathTask
     verifier: MathVerifier = field(default_factory=MathVerifier)
 
+    def question(self, problem: Problem) -> str:
+        return in_template(self.settings, problem.question)
+
     def prompt(self, problem: Problem) -> tuple[int, ...]:
-        return ask(self.chat, self.settings, problem.question)
+        return self.chat.prompt(self.question(problem), self.settings.system_prompt)
 
     def reference(self, problem: Problem) -> tuple[int, ...]:
         return self.chat.reply(problem.answer)

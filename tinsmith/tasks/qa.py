@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tinsmith import config
 from tinsmith.chat import Chat
-from tinsmith.tasks.asking import ask, extra, refusal
+from tinsmith.tasks.asking import extra, in_template, refusal
 from tinsmith.tasks.graders import GRADERS, is_parsed, is_pattern, normalised
 from tinsmith.types import Completion, Problem, Reward
 
@@ -20,9 +20,12 @@ class Qa:
     chat: Chat
     settings: config.QaTask
 
-    def prompt(self, problem: Problem) -> tuple[int, ...]:
+    def question(self, problem: Problem) -> str:
         lines = [f"{LETTERS[i]}. {choice}" for i, choice in enumerate(self._choices(problem))]
-        return ask(self.chat, self.settings, "\n".join([problem.question, *lines]))
+        return in_template(self.settings, "\n".join([problem.question, *lines]))
+
+    def prompt(self, problem: Problem) -> tuple[int, ...]:
+        return self.chat.prompt(self.question(problem), self.settings.system_prompt)
 
     def reference(self, problem: Problem) -> tuple[int, ...]:
         return self.chat.reply(self._answer(problem))

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from tinsmith import config
 from tinsmith.chat import Chat
-from tinsmith.tasks.asking import ask, refusal
+from tinsmith.tasks.asking import in_template, refusal
 from tinsmith.types import Completion, Problem, Reward
 
 ROUGE_WORD = re.compile(r"[a-z0-9]", re.IGNORECASE | re.ASCII)
@@ -24,8 +24,11 @@ class Summary:
     chat: Chat
     settings: config.SummaryTask
 
+    def question(self, problem: Problem) -> str:
+        return in_template(self.settings, problem.question)
+
     def prompt(self, problem: Problem) -> tuple[int, ...]:
-        return ask(self.chat, self.settings, problem.question)
+        return self.chat.prompt(self.question(problem), self.settings.system_prompt)
 
     def reference(self, problem: Problem) -> tuple[int, ...]:
         return self.chat.reply(problem.answer)

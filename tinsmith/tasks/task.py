@@ -18,8 +18,12 @@ class Task(Protocol):
         """The format that made the prompts; it knows the stop tokens and how to decode."""
         ...
 
+    def question(self, problem: Problem) -> str:
+        """The message that asks the problem, with all that an answer has to heed; for judges."""
+        ...
+
     def prompt(self, problem: Problem) -> tuple[int, ...]:
-        """The tokens that ask the problem."""
+        """The tokens that ask the problem, behind a system prompt where there is one."""
         ...
 
     def reference(self, problem: Problem) -> tuple[int, ...]:
