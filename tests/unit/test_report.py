@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_config import config
+from tests.configs import config
 from tinsmith.config import ReportSettings, check
 from tinsmith.plan import Plan
 from tinsmith.report.graph import draw_graph, job_graph

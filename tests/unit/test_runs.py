@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_config import config, grpo
+from tests.configs import config, grpo
 from tinsmith.config import check
 from tinsmith.errors import TinsmithError
 from tinsmith.runs import RunConfig, expand, settings_json
