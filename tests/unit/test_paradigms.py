@@ -23,8 +23,7 @@ class Talk:
 
     speakers = ("policy",)
 
-    def play(self, *arguments: Any) -> list[Group]:
-        raise NotImplementedError
+    play: Any = None
 
 
 def check(groups: list[Group]) -> list[Group]:
