@@ -95,7 +95,7 @@ class Backend(LocalSettings):
     def _the_service_has_its_own_alpha(self) -> "Backend":
         if self.kind == "hosted" and self.lora_alpha != 32:
             raise ValueError(
-                "lora_alpha must be 32 with kind 'hosted' (TINKER_BACKEND counts), which is the hosted"
+                "lora_alpha must be 32 with kind 'hosted' (TINKER_BACKEND counts), which is the"
                 f" service's own, got {self.lora_alpha:g}"
             )
         return self
