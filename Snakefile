@@ -22,6 +22,10 @@ except TinsmithError as error:
     raise WorkflowError(str(error)) from None
 
 
+pathvars:
+    results=PLAN.results(),
+
+
 include: "rules/setup.smk"
 include: "rules/model.smk"
 include: "rules/data.smk"
@@ -35,5 +39,5 @@ rule all:
     """The report, and every run's exported model."""
     default_target: True
     input:
-        report="results/report.html",
+        report="<results>/report.html",
         exports=PLAN.exports(),

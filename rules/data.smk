@@ -2,7 +2,7 @@ rule prepare_data:
     """Generate, read or fetch the problems, and hold some out (tinsmith/data.py)."""
     input:
         source=PLAN.data_source,
-        setup=ancient("results/setup/setup.json"),
+        setup=ancient("<results>/setup/setup.json"),
     output:
         train="data/{data}/train.jsonl",
         heldout="data/{data}/heldout.jsonl",

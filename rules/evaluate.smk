@@ -7,11 +7,11 @@ rule evaluate_stage:
         previous=PLAN.previous_samples,
         base=PLAN.base_samples,
         user_code=PLAN.user_code,
-        setup=ancient("results/setup/setup.json"),
+        setup=ancient("<results>/setup/setup.json"),
     output:
-        evaluation="results/{run}/{stage}/evaluation/evaluation.json",
-        samples="results/{run}/{stage}/evaluation/samples.jsonl",
-        metadata="results/{run}/{stage}/evaluation/run_metadata.json",
+        evaluation="<results>/{run}/{stage}/evaluation/evaluation.json",
+        samples="<results>/{run}/{stage}/evaluation/samples.jsonl",
+        metadata="<results>/{run}/{stage}/evaluation/run_metadata.json",
     log:
         "logs/{run}/{stage}/evaluate.log",
     benchmark:

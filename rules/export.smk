@@ -6,10 +6,10 @@ rule export_run:
         checkpoint=PLAN.last_checkpoint,
         weights=PLAN.last_weights,
     output:
-        adapter=directory("results/{run}/export/adapter"),
-        merged=directory("results/{run}/export/merged"),
-        check="results/{run}/export/check.json",
-        metadata="results/{run}/export/run_metadata.json",
+        adapter=directory("<results>/{run}/export/adapter"),
+        merged=directory("<results>/{run}/export/merged"),
+        check="<results>/{run}/export/check.json",
+        metadata="<results>/{run}/export/run_metadata.json",
     log:
         "logs/{run}/export.log",
     benchmark:

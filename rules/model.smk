@@ -1,7 +1,7 @@
 rule prepare_model:
     """Make the tiny model, or fetch one from the hub at its pinned commit (tinsmith/models.py)."""
     input:
-        setup=ancient("results/setup/setup.json"),
+        setup=ancient("<results>/setup/setup.json"),
     output:
         model=directory("models/{model}"),
         metadata="models/{model}.run_metadata.json",

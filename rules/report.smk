@@ -4,11 +4,11 @@ rule write_report:
         PLAN.reported_files,
     output:
         page=report(
-            "results/report.html",
+            "<results>/report.html",
             caption="captions/report.rst",
             category="Report",
         ),
-        metadata="results/report/run_metadata.json",
+        metadata="<results>/report/run_metadata.json",
     log:
         "logs/report.log",
     benchmark:

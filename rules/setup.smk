@@ -3,8 +3,8 @@ rule check_setup:
     input:
         pins="envs/engine.txt",
     output:
-        setup="results/setup/setup.json",
-        metadata="results/setup/run_metadata.json",
+        setup="<results>/setup/setup.json",
+        metadata="<results>/setup/run_metadata.json",
     log:
         "logs/setup/check_setup.log",
     benchmark:

@@ -11,19 +11,19 @@ rule train_stage:
         heldout=PLAN.heldout_file,
         previous=PLAN.previous_checkpoint,
         user_code=PLAN.user_code,
-        setup=ancient("results/setup/setup.json"),
+        setup=ancient("<results>/setup/setup.json"),
     output:
-        checkpoint="results/{run}/{stage}/checkpoint.json",
-        metrics="results/{run}/{stage}/metrics.jsonl",
-        steps=directory("results/{run}/{stage}/steps"),
+        checkpoint="<results>/{run}/{stage}/checkpoint.json",
+        metrics="<results>/{run}/{stage}/metrics.jsonl",
+        steps=directory("<results>/{run}/{stage}/steps"),
         transcript=report(
-            "results/{run}/{stage}/transcript.html",
+            "<results>/{run}/{stage}/transcript.html",
             caption="captions/transcript.rst",
             category="Transcripts",
             labels={"run": "{run}", "stage": "{stage}"},
         ),
-        weights=directory("results/{run}/{stage}/weights"),
-        metadata="results/{run}/{stage}/run_metadata.json",
+        weights=directory("<results>/{run}/{stage}/weights"),
+        metadata="<results>/{run}/{stage}/run_metadata.json",
     log:
         "logs/{run}/{stage}/train.log",
     benchmark:

@@ -30,6 +30,8 @@ def main() -> None:
         outputs={"setup": args.setup},
         seeds={},
     ):
+        for key, told in args.settings.settings.items():
+            logger.info("%s = %s", key, told)
         found = check_setup(args.settings.kinds, args.settings.devices, args.pins)
         for name, versions in found["other_versions"].items():
             logger.warning(

@@ -1,5 +1,6 @@
 """What the rules ask of the config, answered by wildcards: settings, files, resources."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tinsmith.config import (
     UserClass,
     check,
 )
+from tinsmith.config.environment import origins
 from tinsmith.errors import TinsmithError
 from tinsmith.models import check_model_directory
 from tinsmith.report.results import reported_files
@@ -39,7 +41,8 @@ def make_plan(command_line: Any) -> "Plan":
     for file in files:
         values = _merged(values, yaml.safe_load(file.read_text(encoding="utf-8")))
     values = _merged(values, _typed(command_line.config))
-    runs = expand(check(values, ", ".join(file.name for file in files)))
+    name = ", ".join(file.name for file in files)
+    runs = expand(check(values, name))
     for run in runs.values():
         model, data = run.config.model, run.config.data
         if isinstance(model, PathModel):
@@ -47,14 +50,15 @@ def make_plan(command_line: Any) -> "Plan":
         if isinstance(data, FileData) and not Path(data.path).is_file():
             raise TinsmithError(f"config.yaml: data.path must be a file, got {data.path!r}")
         _check_user_classes(run.config)
-    return Plan(runs)
+    return Plan(runs, origins(values, os.environ, name))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The runs; every method takes a rule's wildcards."""
+    """The runs, and where settings come from; most methods take a rule's wildcards."""
 
     runs: dict[str, RunConfig]
+    origins: dict[str, str]
 
     # The names that the wildcards may take.
 
@@ -81,7 +85,12 @@ class Plan:
         backends = [run.config.backend for run in self.runs.values()]
         kinds = sorted({backend.kind for backend in backends})
         devices = sorted({backend.device for backend in backends})
-        return settings_json(SetupSettings(kinds=tuple(kinds), devices=tuple(devices)))
+        config = self._any_run().config.model_dump(mode="json")
+        flat = {**config, **{f"backend.{key}": value for key, value in config["backend"].items()}}
+        told = {key: f"{flat[key]} ({origin})" for key, origin in self.origins.items()}
+        return settings_json(
+            SetupSettings(kinds=tuple(kinds), devices=tuple(devices), settings=told)
+        )
 
     def model_settings(self, wildcards: Any) -> str:
         run = next(r for r in self.runs.values() if r.model_key == wildcards.model)
@@ -110,6 +119,10 @@ class Plan:
 
     # Files.
 
+    def results(self) -> str:
+        """The folder of all runs' results."""
+        return self._any_run().config.results
+
     def data_source(self, wildcards: Any) -> list[str]:
         data = self._run_of_data(wildcards).config.data
         return [data.path] if isinstance(data, FileData) else []
@@ -134,27 +147,27 @@ class Plan:
     def previous_checkpoint(self, wildcards: Any) -> list[str]:
         """What a stage starts from: nothing but the base model for the first."""
         before = self._run(wildcards).before(wildcards.stage)
-        return [] if before == BASE else [f"results/{wildcards.run}/{before}/checkpoint.json"]
+        return [] if before == BASE else [self._result(wildcards, before, "checkpoint.json")]
 
     def evaluated_checkpoint(self, wildcards: Any) -> list[str]:
         if wildcards.stage == BASE:
             return []
-        return [f"results/{wildcards.run}/{wildcards.stage}/checkpoint.json"]
+        return [self._result(wildcards, wildcards.stage, "checkpoint.json")]
 
     def previous_samples(self, wildcards: Any) -> list[str]:
         """The samples that a stage's are paired with: those of the stage before."""
         if wildcards.stage == BASE:
             return []
         before = self._run(wildcards).before(wildcards.stage)
-        return [f"results/{wildcards.run}/{before}/evaluation/samples.jsonl"]
+        return [self._result(wildcards, before, "evaluation/samples.jsonl")]
 
     def base_samples(self, wildcards: Any) -> list[str]:
         if wildcards.stage == BASE:
             return []
-        return [f"results/{wildcards.run}/{BASE}/evaluation/samples.jsonl"]
+        return [self._result(wildcards, BASE, "evaluation/samples.jsonl")]
 
     def last_stage(self, wildcards: Any) -> str:
-        return f"results/{wildcards.run}/{self._run(wildcards).stage_names()[-1]}"
+        return f"{self.results()}/{wildcards.run}/{self._run(wildcards).stage_names()[-1]}"
 
     def last_checkpoint(self, wildcards: Any) -> str:
         return f"{self.last_stage(wildcards)}/checkpoint.json"
@@ -167,7 +180,7 @@ class Plan:
         return [str(path) for path in reported_files(self._report_settings()).values()]
 
     def exports(self) -> list[str]:
-        return [f"results/{name}/export/check.json" for name in self.runs]
+        return [f"{self.results()}/{name}/export/check.json" for name in self.runs]
 
     # Resources.
 
@@ -186,6 +199,9 @@ class Plan:
             models=tuple(sorted(made)),
             data=tuple(sorted({run.data_key for run in runs})),
         )
+
+    def _result(self, wildcards: Any, stage: str, file: str) -> str:
+        return f"{self.results()}/{wildcards.run}/{stage}/{file}"
 
     def _run(self, wildcards: Any) -> RunConfig:
         return self.runs[wildcards.run]

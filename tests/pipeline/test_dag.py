@@ -189,6 +189,27 @@ def test_the_environment_chooses_the_backend(tmp_path: Path) -> None:
     assert '"kind":"local"' not in said.text
 
 
+def test_results_go_where_the_environment_says_and_the_base_model_is_the_one_it_names(
+    tmp_path: Path, qwen3_dir: Path
+) -> None:
+    values = {key: value for key, value in config().items() if key != "model"}
+    workflow = Workflow(tmp_path, values, stand_ins=True)
+    elsewhere = tmp_path / "elsewhere"
+    outside = {"TINKER_DEBATE_LOG_ROOT": f"{elsewhere}/", "TINKER_LOCAL_MIN_P": "0.25"}
+    said = workflow.plan(TINKER_DEBATE_BASE_MODEL=str(qwen3_dir), **outside)
+    assert f"--model {qwen3_dir}" in said.text
+    said = workflow.snakemake("--cores", "2", **outside)
+    assert said.code == 0, said.text
+    assert (elsewhere / "report.html").exists()
+    assert (elsewhere / "seed=0/grpo/checkpoint.json").exists()
+    assert not (tmp_path / "results").exists()
+    assert '"backend.min_p":"0.25 (TINKER_LOCAL_MIN_P)"' in said.text
+    assert '"min_p":0.25' in said.text
+    said = workflow.plan("--config", "results=here", TINKER_DEBATE_LOG_ROOT=str(elsewhere))
+    assert "here/report.html" in said.text
+    assert f"{elsewhere}/report.html" not in said.text
+
+
 def test_lint_finds_nothing() -> None:
     said = Workflow.__new__(Workflow)
     said.folder = ROOT

@@ -131,6 +131,9 @@ def test_a_key_of_the_config_wins_over_the_environment_and_that_over_the_default
         ("TINKER_LOCAL_BACKEND", "unsloth", "TINKER_LOCAL_BACKEND must be transformers, the only"),
         ("TINKER_LOCAL_MIN_P", "nan", "TINKER_LOCAL_MIN_P must be a number from 0 to 1, got 'nan'"),
         ("TINKER_LOCAL_MINP", "0.1", "TINKER_LOCAL_MINP is not a setting; did you mean"),
+        ("TINKER_DEBATE_MODEL", "x", "TINKER_DEBATE_MODEL is not a setting; did you mean"),
+        ("TINKER_DEBATE_BASE_MODEL", "Qwen/Qwen3-4B", "must be a model's directory, or a hub"),
+        ("TINKER_DEBATE_LOG_ROOT", "a{b", "results must be a folder's path without braces"),
         ("TINKER_LOCAL_DEVICE", "cuda:1", "must be auto, cpu or cuda, got 'cuda:1'"),
     ],
 )
@@ -138,7 +141,23 @@ def test_wrong_variables_of_the_environment_are_refused(
     variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
-    assert said in complaint(config())
+    assert said in complaint({k: v for k, v in config().items() if k != "model"})
+
+
+def test_the_base_model_and_the_results_folder_have_defaults_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {key: value for key, value in config().items() if key != "model"}
+    assert check(values).model.kind == "tiny"
+    monkeypatch.setenv("TINKER_DEBATE_BASE_MODEL", f"Qwen/Qwen3-4B@{'0' * 40}")
+    monkeypatch.setenv("TINKER_DEBATE_LOG_ROOT", "/scratch/results/")
+    model = {"kind": "hub", "name": "Qwen/Qwen3-4B", "revision": "0" * 40}
+    assert check(values).model.model_dump() == model
+    assert check(values).results == "/scratch/results"
+    assert check(config(results="here")).results == "here"
+    assert check(config()).model.kind == "tiny"
+    monkeypatch.setenv("TINKER_DEBATE_BASE_MODEL", str(tmp_path))
+    assert check(values).model.model_dump() == {"kind": "path", "path": str(tmp_path)}
 
 
 @pytest.mark.parametrize(

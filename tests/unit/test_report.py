@@ -125,7 +125,7 @@ def write_jobs(settings: ReportSettings) -> None:
 def settings_for(**changes: Any) -> ReportSettings:
     data = {"kind": "arithmetic", "held_out": 500}
     checked = check(config(data=data, seeds=[0, 1]) | changes)
-    return ReportSettings.model_validate_json(Plan(expand(checked)).report_settings(None))
+    return ReportSettings.model_validate_json(Plan(expand(checked), {}).report_settings(None))
 
 
 @pytest.fixture

@@ -11,11 +11,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
 from tinsmith.config.complaints import complain
+from tinsmith.config.environment import defaults
 from tinsmith.config.root import Config
-from tinsmith.config.sections import Backend
 from tinsmith.config.sweeping import swept_values
 from tinsmith.errors import TinsmithError
-from tinsmith.settings import from_environment
 
 _SECRET_KEY = re.compile(r"(^|_)(api_?key|secret|password|access_token|hf_token)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"^(hf_|tml-|sk-)[\w-]{12,}$")
@@ -37,13 +36,13 @@ def load(path: Path) -> Config:
 
 
 def check(values: Any, source: str = "config.yaml") -> Config:
-    """The checked config. The environment's settings of the backend stand in for keys that are
-    left out; a key that is there wins, so that a file says what it runs wherever it is run."""
+    """The checked config. The environment stands in for keys that are left out; a key that is
+    there wins, so that a file says what it runs wherever it is run."""
     plain = _plain(values, source)
     _refuse_secrets(plain, source, "")
-    set_outside = from_environment(Backend, os.environ)
-    if set_outside and isinstance(given := plain.get("backend") or {}, dict):
-        plain = {**plain, "backend": {**set_outside, **given}}
+    outside = defaults(os.environ)
+    if isinstance(given := plain.get("backend") or {}, dict):
+        plain = {**outside, **plain, "backend": {**outside["backend"], **given}}
     config = check_section(Config, plain, source)
     for key, values in config.sweep.items():
         for value in swept_values(config, key, values, source):

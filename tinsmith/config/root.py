@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from tinsmith.config.monitors import DEFAULT_MONITORS, Monitor
 from tinsmith.config.paradigms import Debate, Paradigm
 from tinsmith.config.sections import (
+    RESULTS_FOLDER,
     Backend,
     Data,
     Evaluation,
@@ -15,6 +16,7 @@ from tinsmith.config.sections import (
     Section,
     SingleTurn,
     TableData,
+    TinyModel,
     UserClass,
 )
 from tinsmith.config.stages import Grpo, Rejection, Stage
@@ -27,7 +29,7 @@ RESERVED_NAMES = ("base", "export")
 class Config(Section):
     """config.yaml."""
 
-    model: Model
+    model: Model = TinyModel(kind="tiny")
     backend: Backend = Backend()
     data: Data
     task: Task
@@ -38,6 +40,7 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     sweep: dict[str, list[Any]] = Field(default_factory=dict)
+    results: Annotated[str, Field(pattern=RESULTS_FOLDER)] = "results"
 
     @model_validator(mode="after")
     def _names_are_usable(self) -> "Config":

@@ -13,11 +13,13 @@ TABLE_FILE, STAGE_NAME = r"\.(jsonl|csv|parquet)$", r"^[a-z0-9_-]+$"
 CLASS = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 USER_CLASS = "module:Class"
 CHECKPOINT = r"^tinker://.+"
+RESULTS_FOLDER = r"^[^{}<>]*[^{}<>/]$"
 PATTERNS = {
     COMMIT: "must be a full commit hash of 40 hex digits, which pins it",
     REPOSITORY: "must be a hub repository's name like Org/Name",
     TABLE_FILE: "must end in .jsonl, .csv or .parquet",
     CHECKPOINT: "must be the tinker:// path of saved sampler weights",
+    RESULTS_FOLDER: "must be a folder's path without braces, < and >, or a / at its end",
     STAGE_NAME: "must hold small letters, digits, '-' and '_' only",
     CLASS: "must name a class as module:Class, like my_code:MyClass",
 }

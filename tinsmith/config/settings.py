@@ -7,6 +7,8 @@ computes; they travel as Snakemake's threads and resources and as a flag of thei
 
 from typing import Any
 
+from pydantic import Field
+
 from tinsmith.config.monitors import DEFAULT_MONITORS, Monitor
 from tinsmith.config.paradigms import Paradigm
 from tinsmith.config.root import Config
@@ -24,10 +26,11 @@ from tinsmith.config.tasks import Task
 
 
 class SetupSettings(Section):
-    """For scripts.check_setup."""
+    """For scripts.check_setup; `settings` says what they are and where they come from."""
 
     kinds: tuple[str, ...]
     devices: tuple[str, ...]
+    settings: dict[str, str] = Field(default_factory=dict)
 
 
 class ModelSettings(Section):

@@ -74,7 +74,8 @@ class Results:
 
 def reported_files(settings: ReportSettings) -> dict[str, Path]:
     """Every file that the page is made of."""
-    files = {"setup": Path("results/setup/run_metadata.json")}
+    root = Path(settings.config.results)
+    files = {"setup": root / "setup/run_metadata.json"}
     for key in settings.models:
         files[f"models/{key}"] = Path(f"models/{key}.run_metadata.json")
     for key in settings.data:
@@ -82,7 +83,7 @@ def reported_files(settings: ReportSettings) -> dict[str, Path]:
         files[f"data/{key}/stats"] = Path(f"data/{key}/stats.json")
     stages = [stage.name for stage in settings.config.stages]
     for run in settings.runs:
-        folder = Path("results") / run
+        folder = root / run
         files[f"{run}/export"] = folder / "export/run_metadata.json"
         files[f"{run}/export/check"] = folder / "export/check.json"
         for stage in stages:
