@@ -5,6 +5,8 @@ rule export_run:
         heldout=PLAN.heldout_file,
         checkpoint=PLAN.last_checkpoint,
         weights=PLAN.last_weights,
+        records=PLAN.run_records,
+        data=PLAN.data_record,
     output:
         adapter=directory("<results>/{run}/export/adapter"),
         merged=directory("<results>/{run}/export/merged"),
@@ -31,6 +33,7 @@ rule export_run:
         " --heldout {input.heldout:q}"
         " --checkpoint {input.checkpoint:q}"
         " --weights {input.weights:q}"
+        " --records {input.records:q} {input.data:q}"
         " --adapter {output.adapter:q}"
         " --merged {output.merged:q}"
         " --check {output.check:q}"

@@ -24,8 +24,10 @@ from tinsmith.files import write_json
 from tinsmith.job import job, settings_of
 from tinsmith.model_card import adapter_card, base_reference, merged_card
 from tinsmith.problems import read_problems
+from tinsmith.runs import BASE
 from tinsmith.serving import connect
 from tinsmith.tasks import make_task
+from tinsmith.trained import read_evaluation, read_run
 
 NUM_PROMPTS = 16
 
@@ -40,7 +42,8 @@ def main() -> None:
         log=args.log,
         metadata=args.metadata,
         settings=args.settings,
-        inputs={name: getattr(args, name) for name in inputs},
+        inputs={name: getattr(args, name) for name in inputs}
+        | {str(file): file for file in args.records},
         outputs={name: getattr(args, name) for name in outputs},
         seeds={"run": args.settings.seed},
     ):
@@ -49,8 +52,10 @@ def main() -> None:
         _check_digest(args.weights, checkpoint)
         precision = backend_precision(settings.backend)
         base = base_reference(settings.model_name, args.model)
-        write_adapter(args.weights, args.adapter, base, adapter_card(checkpoint, base))
-        write_merged(args.model, args.adapter, args.merged, precision, merged_card(checkpoint))
+        run = args.checkpoint.parent.parent
+        story = read_run(run), base, read_evaluation(run / BASE)
+        write_adapter(args.weights, args.adapter, base, adapter_card(*story))
+        write_merged(args.model, args.adapter, args.merged, precision, merged_card(*story))
         sequences = _sequences(args, settings)
         expected = _backend_logprobs(args, settings, checkpoint, sequences)
         write_json(args.check, _check(args, sequences, expected, precision))
@@ -119,6 +124,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--settings", type=settings_of(ExportSettings), required=True)
     parser.add_argument("--threads", type=int, default=1)
     names = ("model", "checkpoint", "weights", "heldout", "adapter", "merged", "check")
+    parser.add_argument("--records", type=Path, nargs="+", help="run_metadata and evaluations")
     for name in (*names, "log", "metadata"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     return parser.parse_args()

@@ -3,13 +3,14 @@
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tinsmith.config import HubData, HubModel
 from tinsmith.errors import TinsmithError
 
-_MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*"]
+_MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
 _NOT_MODEL_FILES = ["original/*", "onnx/*", "consolidated*"]
 _Result = TypeVar("_Result")
 
@@ -53,6 +54,39 @@ def load_hub_dataset(data: HubData) -> Iterable[dict[str, Any]]:
             f"dataset {data.name} must have the subset {data.subset!r} and the split {data.split!r}"
             f" (config.yaml: data.subset, data.split): {error}"
         ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What goes to the hub: the folder's files with their sizes in bytes, and where to."""
+
+    folder: Path
+    name: str
+    is_private: bool
+
+    def files(self) -> dict[str, int]:
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in paths}
+
+    def push(self) -> str:
+        """Make the repository where it is not there, and upload; returns the commit's address."""
+        import httpx
+        from huggingface_hub import HfApi, errors
+
+        api = HfApi()
+        try:
+            api.create_repo(self.name, private=self.is_private, exist_ok=True)
+            return api.upload_folder(repo_id=self.name, folder_path=self.folder).commit_url
+        except (httpx.TransportError, errors.OfflineModeIsEnabled) as error:
+            raise TinsmithError(
+                f"{self.folder} could not be pushed to {self.name}, because the hub cannot be"
+                f" reached ({error}); check the network (and HF_HUB_OFFLINE, HF_ENDPOINT, proxies)"
+            ) from error
+        except (errors.HfHubHTTPError, ValueError) as error:  # ValueError: the name, or no token
+            raise TinsmithError(
+                f"{self.folder} could not be pushed to {self.name}: {error}; HF_TOKEN must be a"
+                " token that may write there"
+            ) from error
 
 
 def _plainly(fetch: Callable[[], _Result], what: str, section: str, revision: str) -> _Result:

@@ -175,6 +175,15 @@ class Plan:
     def last_weights(self, wildcards: Any) -> str:
         return f"{self.last_stage(wildcards)}/weights"
 
+    def run_records(self, wildcards: Any) -> list[str]:
+        """What the jobs of a run said of themselves, and how good its stages are."""
+        folder, names = f"results/{wildcards.run}", self._run(wildcards).stage_names()
+        records = [f"{folder}/{name}/run_metadata.json" for name in names]
+        return records + [f"{folder}/{name}/evaluation/evaluation.json" for name in (BASE, *names)]
+
+    def data_record(self, wildcards: Any) -> str:
+        return f"data/{self._run(wildcards).data_key}/run_metadata.json"
+
     def reported_files(self, wildcards: Any) -> list[str]:
         """All that the report shows; every one is a file that some rule declares."""
         return [str(path) for path in reported_files(self._report_settings()).values()]

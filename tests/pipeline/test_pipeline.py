@@ -1,6 +1,7 @@
 """The real thing, small: every rule with its real program, the real SDK and the real server."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +11,13 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from tests.pipeline.workflow import Workflow, workflow_environment
 from tinsmith.metadata import describe_file
 
 RUN = Path("results/seed=0")
+UNREACHABLE_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_none", "NO_PROXY": "*"}
 CONFIG: dict[str, Any] = {
     "model": {"kind": "tiny", "hidden_size": 64, "pretrain_steps": 120},
     "data": {"kind": "arithmetic", "digits": 1, "num_problems": 100, "held_out": 30},
@@ -85,6 +88,91 @@ def test_the_export_loads_elsewhere_and_agrees_with_the_server(finished: Workflo
     merged = finished.folder / RUN / "export/merged"
     assert AutoModelForCausalLM.from_pretrained(merged).config.model_type == "qwen3"
     assert (finished.folder / RUN / "export/adapter/adapter_config.json").is_file()
+
+
+def test_the_cards_say_what_was_reached_and_how(finished: Workflow) -> None:
+    evaluation = read(finished.folder / RUN / "grpo/evaluation/evaluation.json")
+    for kind, library in (("adapter", "peft"), ("merged", "transformers")):
+        text = (finished.folder / RUN / "export" / kind / "README.md").read_text()
+        _, head, body = text.split("---\n", 2)
+        values = yaml.safe_load(head)
+        assert values["library_name"] == library
+        (metric,) = values["model-index"][0]["results"][0]["metrics"]
+        assert metric["value"] == evaluation["accuracy"]
+        made = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
+        assert made["data"]["num_problems"] == 100
+        assert [stage["kind"] for stage in made["stages"]] == ["supervised", "grpo"]
+        assert "The base model's folder names no licence" in body
+
+
+def export_model(finished: Workflow, *words: str) -> subprocess.CompletedProcess[str]:
+    return run(finished, "-m", "scripts.export_model", str(RUN), *words)
+
+
+def run(finished: Workflow, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words], cwd=finished.folder, env=workflow_environment() | UNREACHABLE_HUB,
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_the_exporter_shows_what_a_run_has(finished: Workflow) -> None:
+    said = export_model(finished)
+    assert said.returncode == 0, said.stderr
+    for stage in ("supervised", "grpo"):
+        paths = read(finished.folder / RUN / stage / "checkpoint.json")["checkpoints"]
+        assert f"{stage}: 2 optimizer steps" in said.stdout
+        assert paths["state"] in said.stdout
+        assert paths["sampler"] in said.stdout
+
+
+def test_generated_programs_answer_alike_through_peft_and_through_tinker(
+    finished: Workflow,
+) -> None:
+    questions = ["3+4=", "7+1=", "9+9="]
+    assert export_model(finished, "--generate-script", "with_peft.py").returncode == 0
+    words = ("--generate-script", "with_tinker.py", "--through", "tinker")
+    assert export_model(finished, *words).returncode == 0
+    plain = run(finished, "with_peft.py", *questions)
+    assert plain.returncode == 0, plain.stderr
+    model = next((finished.folder / "models").glob("tiny-*/"))
+    serve = ("-m", "tinsmith.cli", "run", "--model", f"{model.name}={model}", "--threads=1", "--")
+    through = run(finished, *serve, sys.executable, "with_tinker.py", *questions)
+    assert through.returncode == 0, through.stderr
+    assert len(plain.stdout.splitlines()) == len(questions)
+    assert plain.stdout.strip()
+    assert plain.stdout in through.stdout
+
+
+def test_any_stage_is_exported_and_told_before_it_is_pushed(finished: Workflow) -> None:
+    words = ("--stage", "supervised", "--adapter", "taken", "--push", "me/adder")
+    said = export_model(finished, *words, "--dry-run")
+    assert said.returncode == 0, said.stderr
+    taken = finished.folder / "taken"
+    assert {file.name for file in taken.iterdir()} == {
+        line.split()[0] for line in said.stdout.splitlines() if line.endswith("bytes")
+    }
+    weights = "adapter_model.safetensors"
+    stage = finished.folder / RUN / "supervised/weights" / weights
+    assert (taken / weights).read_bytes() == stage.read_bytes()
+    refused = export_model(finished, *words)
+    assert "taken is there already" in refused.stderr
+    shutil.rmtree(taken)
+    refused = export_model(finished, *words)
+    assert refused.returncode == 2
+    assert "could not be pushed to me/adder, because the hub cannot be reached" in refused.stderr
+
+
+def test_what_cannot_be_exported_is_refused_with_what_to_do(finished: Workflow) -> None:
+    for words, message in (
+        (("--gguf", "model.gguf"), "convert_hf_to_gguf.py MERGED --outfile model.gguf"),
+        (("--stage", "gpro", "--merged", "m"), "the run must have the stage 'gpro'; it has"),
+        (("--push", "me/adder"), "give one of them"),
+    ):
+        said = export_model(finished, *words)
+        assert said.returncode == 2
+        assert message in said.stderr
+    assert not (finished.folder / "m").exists()
 
 
 def test_every_job_is_recorded_and_its_files_are_the_ones_recorded(finished: Workflow) -> None:

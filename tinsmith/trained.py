@@ -1,0 +1,108 @@
+"""What the folder of a run tells of its trained stages: results/<run>."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinsmith.checkpoints import Checkpoint
+from tinsmith.errors import TinsmithError, nearest
+from tinsmith.runs import BASE
+
+RECORD = "run_metadata.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedStage:
+    """A stage that is done: its checkpoint, the job that made it and how good it is.
+
+    `record` is the job's run_metadata.json, whose paths are relative to the folder that Snakemake
+    ran in; `evaluation` is None where the stage was not evaluated.
+    """
+
+    folder: Path
+    checkpoint: Checkpoint
+    record: dict[str, Any]
+    evaluation: dict[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        return self.checkpoint.stage
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the stage was told: stage, task, paradigm, lora, backend."""
+        return self.record["settings"]
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights"
+
+    @property
+    def model_dir(self) -> Path:
+        """The base model's folder."""
+        return Path(self.record["inputs"]["model"]["path"])
+
+    @property
+    def previous(self) -> str:
+        """The stage that this one went on from, or "base"."""
+        previous = self.record["inputs"].get("previous")
+        return Path(previous["path"]).parent.name if previous else BASE
+
+    def data(self) -> dict[str, Any]:
+        """What the problems were made of: the config's `data` section."""
+        record = Path(self.record["inputs"]["train"]["path"]).parent / RECORD
+        return _read(record)["settings"]["data"]
+
+
+def read_run(folder: Path) -> list[TrainedStage]:
+    """The stages of a run that are done, in the order of training."""
+    found = {path.parent.name: _stage(path.parent) for path in folder.glob("*/checkpoint.json")}
+    if not found:
+        raise TinsmithError(
+            f"{folder} must be the folder of a run, results/<run>, with at least one trained stage"
+            " (<stage>/checkpoint.json), but has none"
+        )
+    stages: list[TrainedStage] = []
+    name = BASE
+    while following := [stage for stage in found.values() if stage.previous == name]:
+        stages.append(following[0])
+        name = following[0].name
+    return stages
+
+
+def up_to(stages: Sequence[TrainedStage], name: str | None) -> list[TrainedStage]:
+    """The stages to the one of this name, to the last for None."""
+    names = [stage.name for stage in stages]
+    if name is None:
+        return list(stages)
+    if name not in names:
+        raise TinsmithError(
+            f"the run must have the stage {name!r}; it has {', '.join(names)}{nearest(name, names)}"
+        )
+    return list(stages[: names.index(name) + 1])
+
+
+def read_evaluation(folder: Path) -> dict[str, Any] | None:
+    """The evaluation of a stage, or of the base model in results/<run>/base; None without one."""
+    file = folder / "evaluation" / "evaluation.json"
+    return _read(file) if file.is_file() else None
+
+
+def accuracy_text(evaluation: dict[str, Any]) -> str:
+    """For people: 68.2 % [64.9, 71.4]."""
+    mean, low, high = (100 * evaluation[f"accuracy{end}"] for end in ("", "_low", "_high"))
+    return f"{mean:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def _stage(folder: Path) -> TrainedStage:
+    checkpoint = Checkpoint.read(folder / "checkpoint.json")
+    return TrainedStage(folder, checkpoint, _read(folder / RECORD), read_evaluation(folder))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TinsmithError(f"{file} must be what a job of the pipeline wrote: {error}") from error
