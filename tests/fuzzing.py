@@ -115,7 +115,8 @@ def calls(draw: st.DrawFn, route: Route, known: Mapping[str, Sequence[Any]]) -> 
     method = draw(st.sampled_from(METHODS)) if _rarely(draw) else route.method
     target = route.path
     for name in route.parameters:
-        target = target.replace(f"{{{name}}}", draw(_path_part(known.get(name, ()))))
+        part = draw(_path_part(known.get(name, ())))
+        target = target.replace(f"{{{name}:path}}", part).replace(f"{{{name}}}", part)
     query = [f"{name}={quote(str(draw(_argument(name))), errors='replace')}"
              for name in route.query if draw(st.booleans())]  # fmt: skip
     if query:

@@ -39,6 +39,19 @@ class Chat:
         system = [{"role": "system", "content": system_prompt}] if system_prompt else []
         return self._render([*system, {"role": "user", "content": text}], is_prompt=True)
 
+    def conversation(
+        self, messages: list[dict[str, str]], **variables: bool | float | str
+    ) -> tuple[int, ...]:
+        """The tokens of messages with roles and contents, up to where the model's reply begins;
+        `variables` are given to the template beside them."""
+        try:
+            return self._render(messages, is_prompt=True, **variables)
+        except TypeError as error:  # a template computes with what it is given
+            raise TinsmithError(
+                f"the chat template of {self._tokenizer.name_or_path} cannot be used with"
+                f" {variables}: {error}"
+            ) from error
+
     def follow_up(self, text: str, after: int) -> tuple[int, ...]:
         """The tokens of a user's next message, up to where the model's next reply begins.
 
@@ -112,10 +125,11 @@ class Chat:
         special = set(self._tokenizer.all_special_ids)
         return next((token for token in reversed(whole[len(prompt) :]) if token in special), None)
 
-    def _render(self, messages: list[dict[str, str]], *, is_prompt: bool) -> tuple[int, ...]:
-        return tuple(
-            self._apply(messages, tokenize=True, add_generation_prompt=is_prompt, return_dict=False)
-        )
+    def _render(
+        self, messages: list[dict[str, str]], *, is_prompt: bool, **variables: Any
+    ) -> tuple[int, ...]:
+        options = {"tokenize": True, "add_generation_prompt": is_prompt, "return_dict": False}
+        return tuple(self._apply(messages, **options, **variables))
 
     def _apply(self, messages: list[dict[str, str]], **options: Any) -> Any:
         """The chat by the model's template: text, or tokens where `tokenize` is true."""

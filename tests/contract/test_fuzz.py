@@ -68,6 +68,9 @@ class Target:
             "sampling_session_id": [self.sampler_id],
             "sampler_id": [self.sampler_id, "none"],
             "base_model": ["qwen3", "qwen3", "other"],
+            "model": ["qwen3", *paths],
+            "prompt": ["1 + 1", [5, 6], ["1", "2"]],
+            "messages": [[{"role": "user", "content": "1 + 1"}]],
             "request_id": [f"{self.model_id}:0", f"{self.model_id}:1", "none"],
             "path": [*paths, "a", "b", "c"],
             "tinker_path": paths,
@@ -161,8 +164,10 @@ def check(target: Target, watch: Watch, call: Call) -> None:
     is_refused = status >= 400
     if is_refused and call.method != "HEAD":
         assert isinstance(answer, dict), (status, body)
-        assert isinstance(answer["error"], str)
-        assert answer["error"]
+        is_openai = call.target.startswith("/v1/")
+        error = answer["error"]["message"] if is_openai else answer["error"]
+        assert isinstance(error, str)
+        assert error
     if status == 200 and isinstance(answer, dict) and "request_id" in answer:
         failure = outcome(served, answer["request_id"])
         if failure is not None:

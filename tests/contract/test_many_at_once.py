@@ -19,7 +19,7 @@ from tests.clients import (
     trained_client,
 )
 from tests.in_process import KEY, serving
-from tinsmith.backend import samplers
+from tinsmith.backend import queue
 from tinsmith.backend.sampling.pool import MAX_REPLICAS
 from tinsmith.serving import Endpoint
 
@@ -82,7 +82,7 @@ def test_beyond_its_bound_a_session_is_told_to_back_off_and_others_are_served(
     qwen3_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.setattr(samplers, "MAX_QUEUED", 8)
+    monkeypatch.setattr(queue, "MAX_QUEUED", 8)
     with (
         serving(qwen3_dir, tmp_path / "store") as served,
         httpx.Client(base_url=served.base_url, headers={"X-API-Key": KEY}, timeout=60) as http,
@@ -124,10 +124,10 @@ def test_a_client_that_is_told_to_back_off_gets_all_of_its_answers(
     qwen3_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.setattr(samplers, "MAX_QUEUED", 4)
+    monkeypatch.setattr(queue, "MAX_QUEUED", 4)
     refused = []
-    busy = samplers.Busy
-    monkeypatch.setattr(samplers, "Busy", lambda said: refused.append(said) or busy(said))
+    busy = queue.Busy
+    monkeypatch.setattr(queue, "Busy", lambda said: refused.append(said) or busy(said))
     with serving(qwen3_dir, tmp_path / "store") as served, served.client() as service:
         client = service.create_sampling_client(base_model="qwen3").result()
         futures = [client.sample(PROMPT, 1, Params(max_tokens=100, seed=i)) for i in range(12)]

@@ -11,6 +11,7 @@ PACKAGE = ROOT / "tinsmith"
 # What the server half may use of the rest: the floor under both halves.
 FLOOR = {
     "tinsmith.backend",
+    "tinsmith.chat",
     "tinsmith.errors",
     "tinsmith.files",
     "tinsmith.objectives.losses",

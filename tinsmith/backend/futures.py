@@ -48,6 +48,11 @@ class Promise:
     def is_done(self) -> bool:
         return self._future.done()
 
+    @property
+    def result(self) -> Result | None:
+        """The result, if it is there."""
+        return self._future.result() if self._future.done() else None
+
     def when_done(self, act: Callable[[], None]) -> None:
         """Call `act` on the event loop once there is a result."""
         self._future.add_done_callback(lambda _: act())
@@ -83,6 +88,10 @@ class Promises:
             promise.resolve(self._closed)
         self._drop_oldest_answered()
         return promise
+
+    def forget(self, request_id: str) -> None:
+        """Drop a promise that nobody will ask for by its id."""
+        self._promises.pop(request_id, None)
 
     def note_fetched(self, request_id: str, result: Result) -> None:
         """Forget the answers fetched longest ago, where those fetched take too much memory."""

@@ -2,20 +2,18 @@
 
 import secrets
 
-from tinsmith.backend.core import Busy, Core, Gone, NotFound
+from tinsmith.backend.core import Core, Gone, NotFound
 from tinsmith.backend.engine import failure
 from tinsmith.backend.futures import Failure, Promise, ProtoResult
 from tinsmith.backend.model.adapter import LoraSettings
 from tinsmith.backend.model.trainer import Trainer
+from tinsmith.backend.queue import Queue
 from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.storage.records import Sampler
 from tinsmith.backend.wire.messages import sample_response, sampling_request
 from tinsmith.backend.wire.requests import CreateSamplingSessionRequest, SampleRequest
 from tinsmith.errors import TinsmithError
 
-# Of one session, so that it does not shut out the others. A client that is told so backs off.
-MAX_QUEUED = 4096
-MAX_QUEUED_TOKENS = 1 << 23
 # The client makes request ids of its number times 10^9 and a counter, in 63 bits.
 MAX_CLONES = 1_000_000_000
 
@@ -33,7 +31,7 @@ class Samplers:
         self._shared_weights: dict[str, str] = {}
         self._pinned: dict[str, LoraSettings] = {}
         self._clones: dict[str, set[int]] = {}
-        self._queued: dict[str, dict[str, int]] = {}  # session -> request -> prompt tokens
+        self._queue = Queue()
         self._jobs: dict[str, Job] = {}
 
     def create(self, request: CreateSamplingSessionRequest) -> str:
@@ -114,7 +112,10 @@ class Samplers:
         found = self.find(sampler_id)
         self._core.require_session(session_id)
         self._pin(sampler_id, found)
-        promise = self._enqueue(session_id, request_id, request)
+        num_tokens = sum(len(chunk.tokens) for chunk in request.prompt.chunks)
+        self._queue.enter(session_id, request_id, num_tokens)
+        promise = self._core.promises.create(request_id)
+        promise.when_done(lambda: self._queue.leave(session_id, request_id))
         self._core.engine.submit("sample", lambda: self._start(request, found, promise), promise)
         return promise
 
@@ -123,7 +124,7 @@ class Samplers:
         promise = self._core.promises.get(request_id)
         if promise is None or promise.is_done:
             return
-        if request_id not in self._queued.get(request_id.split(":")[0], ()):
+        if not self._queue.holds(request_id.split(":")[0], request_id):
             raise TinsmithError(
                 f"{request_id!r} is not a sampling request; only those are cancelled"
             )
@@ -165,38 +166,14 @@ class Samplers:
         self._core.pool.snapshots.pin(sampler_id, self._core.store.folder(checkpoint))
         self._pinned[sampler_id] = run.lora
 
-    def _enqueue(self, session_id: str, request_id: str, request: SampleRequest) -> Promise:
-        queued = self._queued.setdefault(session_id, {})
-        num_tokens = sum(len(chunk.tokens) for chunk in request.prompt.chunks)
-        if queued and (
-            len(queued) >= MAX_QUEUED or sum(queued.values()) + num_tokens > MAX_QUEUED_TOKENS
-        ):
-            raise Busy(
-                f"{len(queued)} sampling requests with {sum(queued.values())} prompt tokens are "
-                f"queued for this session; at most {MAX_QUEUED} and {MAX_QUEUED_TOKENS} are: "
-                "ask again when some are answered"
-            )
-        promise = self._core.promises.create(request_id)
-        queued[request_id] = num_tokens
-        promise.when_done(lambda: self._dequeue(session_id, request_id))
-        return promise
-
-    def _dequeue(self, session_id: str, request_id: str) -> None:
-        queued = self._queued[session_id]
-        del queued[request_id]
-        if not queued:
-            del self._queued[session_id]
-
     def _start(self, request: SampleRequest, sampler: Sampler, promise: Promise) -> None:
         """Add a request to the batch of its weights (on the engine's thread)."""
         base = self._core.base(sampler.base_model)
         sampler_id, request_id = request.sampling_session_id, promise.request_id
         weights_id = self._weights_id(sampler_id, sampler)
-        if weights_id not in self._core.pool.snapshots:
-            if sampler.model_path is None:
-                self._core.pool.snapshots.add(weights_id, base, None)
-            else:
-                self._core.pool.snapshots.adopt(weights_id, base, self._pinned[sampler_id])
+        if sampler_id not in self._of_runs:
+            lora = None if sampler.model_path is None else self._pinned[sampler_id]
+            self._core.pool.snapshots.adopt(weights_id, base, lora)
 
         def resolve(result: ProtoResult | Failure) -> None:
             self._jobs.pop(request_id, None)

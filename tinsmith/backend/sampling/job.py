@@ -11,6 +11,7 @@ from tinsmith.backend.sampling.choose import Choice
 from tinsmith.backend.sampling.keys_values import PromptKeysValues
 from tinsmith.backend.sampling.request import (
     Completion,
+    Growth,
     PromptScores,
     SamplingRequest,
     SamplingResult,
@@ -34,12 +35,18 @@ class Prefilled:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request under way, and who waits for its result."""
+    """A request under way, and who waits for its result.
+
+    `watch`, where there is one, is told of every completion, by its sample index, what it has
+    grown by, and in the end the whole of it. A sampler that cannot tell of growth tells of the
+    whole alone.
+    """
 
     request: SamplingRequest
     deliver: Callable[[SamplingResult], None]
     fail: Callable[[BaseException], None]
     session_id: str = ""
+    watch: Callable[[int, Growth | Completion], None] | None = None
     num_started: int = 0
     completions: dict[int, Completion] = field(default_factory=dict)
     prompt_scores: PromptScores | None = None
@@ -57,6 +64,8 @@ class Job:
 
     def complete(self, sample: int, completion: Completion) -> None:
         """Keep a completion; with the last one deliver the result."""
+        if self.watch is not None:
+            self.watch(sample, completion)
         self.completions[sample] = completion
         if len(self.completions) == self.request.num_samples:
             assert self.prompt_scores is not None
@@ -97,6 +106,8 @@ class Row:
         top = choice.top[row]
         if top is not None:
             self.top.append(top)
+        if self.job.watch is not None:
+            self.job.watch(self.sample, Growth(self.tokens[-1:], self.logprobs[-1:], top))
 
     def finish(self, reason: Literal["stop", "length"]) -> None:
         """Hand the completion to its request."""

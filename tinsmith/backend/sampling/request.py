@@ -10,6 +10,7 @@ from tinsmith.errors import TinsmithError
 
 MAX_SAMPLES = 4096
 DEFAULT_MAX_TOKENS = 256
+MAX_TOP_K = 2**31 - 1
 # Of one answer's top-k, target or alternative log-probabilities: 8 bytes each.
 MAX_CELLS = 1 << 24
 
@@ -85,8 +86,8 @@ class SamplingRequest:
         yield f"{params}.max_tokens", self.max_tokens >= 1, "at least 1", self.max_tokens
         is_finite = 0 <= self.temperature < float("inf")
         yield f"{params}.temperature", is_finite, "0 or more and finite", self.temperature
-        is_limit = self.top_k == -1 or self.top_k >= 1
-        yield f"{params}.top_k", is_limit, "-1 (no limit) or at least 1", self.top_k
+        is_limit = self.top_k == -1 or 1 <= self.top_k <= MAX_TOP_K
+        yield f"{params}.top_k", is_limit, f"-1 (no limit) or 1 to {MAX_TOP_K}", self.top_k
         yield f"{params}.top_p", 0 < self.top_p <= 1, "above 0 and at most 1", self.top_p
         yield "prompt", bool(self.prompt), "at least one token", "none"
         for field in ("topk_prompt_logprobs", "topk_sample_logprobs"):
@@ -161,6 +162,15 @@ class Completion:
     tokens: Sequence[int]
     logprobs: Sequence[float]
     stop_reason: Literal["stop", "length"]
+    top: TopLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """The tokens by which a completion under way has grown, as `Completion` tells of all."""
+
+    tokens: Sequence[int]
+    logprobs: Sequence[float]
     top: TopLogprobs | None = None
 
 

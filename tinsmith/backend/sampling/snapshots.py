@@ -80,8 +80,14 @@ class Snapshots:
         except OSError:
             shutil.copyfile(source, target)
 
-    def adopt(self, snapshot_id: str, base: BaseModel, settings: LoraSettings) -> None:
-        """Know the weights that were pinned under this id."""
+    def adopt(self, snapshot_id: str, base: BaseModel, settings: LoraSettings | None) -> None:
+        """Know the weights that were pinned under this id, or the base model itself (None), if
+        they are not known yet."""
+        if snapshot_id in self._bases:
+            return
+        if settings is None:
+            self.add(snapshot_id, base, None)
+            return
         self._bases[snapshot_id] = base
         self._on_disk[snapshot_id] = settings
         self._pinned.add(snapshot_id)

@@ -1,5 +1,6 @@
 """The HTTP face of the server: routes of the Tinker API, and nothing that computes."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -9,14 +10,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from structlog.contextvars import bind_contextvars
 
-from tinsmith.backend.core import Busy, Core, Gone, NotFound
+from tinsmith.backend.core import Core
 from tinsmith.backend.wire import routes
-from tinsmith.backend.wire.gate import Gate, error_response
+from tinsmith.backend.wire.errors import OPENAI_FOLDER, error_response, status_of
+from tinsmith.backend.wire.gate import Gate
 from tinsmith.errors import TinsmithError
 
 # Of one request that are told: each number of a tensor may be wrong.
 MAX_FAULTS = 5
-STATUS = {NotFound: 404, Gone: 410, Busy: 429}  # every other mistake of a client is a 400
 
 
 def make_app(core: Core, api_key: str) -> FastAPI:
@@ -30,14 +31,16 @@ def make_app(core: Core, api_key: str) -> FastAPI:
     return app
 
 
-async def _refuse(_: Request, error: Exception) -> Response:
-    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 400)
-    return error_response(status, str(error))
+async def _refuse(request: Request, error: Exception) -> Response:
+    return error_response(request.url.path, status_of(error), str(error))
 
 
 async def _refuse_invalid(core: Core, request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    message = f"{request.url.path}: " + "; ".join(map(_describe, error.errors()[:MAX_FAULTS]))
+    faults = error.errors()[:MAX_FAULTS]
+    message = f"{request.url.path}: " + "; ".join(map(_describe, faults))
+    if request.url.path.startswith(OPENAI_FOLDER):
+        return error_response(request.url.path, 400, message, _field(faults[0]))
     match error.body:
         case {"model_id": str(model_id), "seq_id": seq_id} if (
             type(seq_id) is int and seq_id >= 1 and core.sequencer.is_open(model_id)
@@ -45,11 +48,19 @@ async def _refuse_invalid(core: Core, request: Request, error: Exception) -> Res
             bind_contextvars(request_id=f"{model_id}:{seq_id}")
             promise = core.sequencer.refuse(model_id, seq_id, message)
             return JSONResponse({"request_id": promise.request_id, "model_id": model_id})
-    return error_response(422, message)
+    return error_response(request.url.path, 422, message)
 
 
-def _describe(fault: dict[str, Any]) -> str:
-    field = ".".join(str(part) for part in fault["loc"] if part != "body") or "body"
+def _field(fault: Mapping[str, Any]) -> str:
+    if "param" in fault.get("ctx", ()):
+        return fault["ctx"]["param"]
+    return ".".join(str(part) for part in fault["loc"] if part != "body") or "body"
+
+
+def _describe(fault: Mapping[str, Any]) -> str:
+    field = _field(fault)
+    if "param" in fault.get("ctx", ()):  # the message itself names it
+        return fault["msg"]
     if fault["type"] == "extra_forbidden":
         return f"{field} is not a field of this request that the server honours"
     if fault["type"] == "missing":
@@ -60,8 +71,6 @@ def _describe(fault: dict[str, Any]) -> str:
 async def _refuse_unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code in (404, 405):
-        return error_response(
-            error.status_code,
-            f"{request.method} {request.url.path} is not offered by this Tinsmith server",
-        )
-    return error_response(error.status_code, str(error.detail))
+        message = f"{request.method} {request.url.path} is not offered by this Tinsmith server"
+        return error_response(request.url.path, error.status_code, message)
+    return error_response(request.url.path, error.status_code, str(error.detail))

@@ -4,12 +4,12 @@ import secrets
 import time
 
 import structlog
-from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tinsmith.backend.metrics import Metrics
+from tinsmith.backend.wire.errors import error_response
 
 PUBLIC_PATHS = ("/healthz", "/api/v1/healthz", "/readyz")
 PUBLIC_FOLDER = "/files/"  # each file behind a secret of its own
@@ -54,19 +54,20 @@ class Gate:
             log.error("request crashed", path=scope["path"], exc_info=error)
             if status == 0:
                 message = f"internal error, {type(error).__name__}: {error} (request {http_id})"
-                await error_response(500, message)(scope, receive, send_with_id)
+                await error_response(scope["path"], 500, message)(scope, receive, send_with_id)
         finally:
             self._note(scope, status, time.perf_counter() - start)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         if not self._may_pass(scope["path"], headers):
-            await error_response(401, WRONG_KEY)(scope, receive, send)
+            await error_response(scope["path"], 401, WRONG_KEY)(scope, receive, send)
             return
         max_bytes = MAX_DATA_BYTES if scope["path"] in DATA_PATHS else MAX_BODY_BYTES
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > max_bytes:
-            await error_response(413, _too_large(max_bytes))(scope, receive, send)
+            refusal = error_response(scope["path"], 413, _too_large(max_bytes))
+            await refusal(scope, receive, send)
             return
         await self._app(scope, _bounded(receive, max_bytes), send)
 
@@ -94,13 +95,6 @@ class Gate:
             status=status,
             duration_ms=round(1e3 * duration_s, 1),
         )
-
-
-def error_response(status: int, message: str) -> JSONResponse:
-    """An error as the SDK reads it. Always with a body: it retries an empty 400 as a proxy's."""
-    # Half a surrogate pair, which JSON may hold and UTF-8 may not, is shown escaped.
-    text = message.encode("utf-8", "backslashreplace").decode()
-    return JSONResponse({"error": text, "detail": text}, status_code=status)
 
 
 def _bounded(receive: Receive, max_bytes: int) -> Receive:

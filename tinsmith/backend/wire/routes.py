@@ -19,6 +19,7 @@ from tinsmith.backend.wire.checkpoint_routes import add_checkpoint_routes, add_r
 from tinsmith.backend.wire.download_routes import add_download_routes
 from tinsmith.backend.wire.health import add_health_routes
 from tinsmith.backend.wire.json_datums import forward_backward_message, forward_message
+from tinsmith.backend.wire.openai_routes import add_openai_routes
 from tinsmith.backend.wire.refused_routes import add_refused_routes
 from tinsmith.backend.wire.sdk_versions import refuse_old_sdk
 from tinsmith.backend.wire.session_routes import add_session_routes
@@ -54,6 +55,7 @@ def make_router(core: Core) -> APIRouter:
     add_checkpoint_routes(api, core)
     add_download_routes(api, router, core)
     add_refused_routes(api)
+    add_openai_routes(router, core)
     add_health_routes(router, core, training)
     router.include_router(api)
     return router
