@@ -267,7 +267,8 @@ def test_what_is_not_offered_is_refused_by_name_unless_it_asks_for_nothing(
         ({"max_tokens": 2, "max_completion_tokens": 3}, "max_completion_tokens", "got 3 and 2"),
         ({"max_tokens": 600}, None, "context of 512 tokens"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream=true"),
-        ({"extra_body": {"min_p": 0.1}}, "min_p", "min_p is not a field"),
+        ({"extra_body": {"min_p": 2}}, "min_p", "less than or equal to 1, got 2"),
+        ({"extra_body": {"repetition_penalty": 1.1}}, "repetition_penalty", "is not a field"),
         ({"extra_body": {"chat_template_kwargs": {"chat_template": "x"}}}, "chat_template_kwargs",
          "got chat_template"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages.0.role",
@@ -406,3 +407,23 @@ def test_the_snippets_of_the_guide_run(endpoint: Endpoint, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert "\nqwen3\n" in said
     assert "[None, -" in said
+
+
+def test_min_p_of_a_request_is_honoured(client: openai.OpenAI):
+    whole = chat(client, "qwen3", max_tokens=20, extra_body=IDS | {"min_p": 1}, seed=1)
+    greedy = chat(client, "qwen3", max_tokens=20, extra_body=IDS, temperature=0)
+    free = chat(client, "qwen3", max_tokens=20, extra_body=IDS, seed=1)
+    assert token_ids(whole) == token_ids(greedy) != token_ids(free)
+
+
+def test_a_servers_seed_decides_where_requests_bring_none(
+    qwen3_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    drawn = []
+    for start in range(2):
+        with serving(qwen3_dir, tmp_path / str(start), seed=5) as served:
+            client = openai.OpenAI(base_url=f"{served.base_url}/v1", api_key=KEY)
+            drawn += [token_ids(chat(client, "qwen3", max_tokens=9, extra_body=IDS)) for _ in "ab"]
+    assert drawn[:2] == drawn[2:]
+    assert drawn[0] != drawn[1]

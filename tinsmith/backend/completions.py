@@ -14,6 +14,7 @@ from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.queue import Queue
 from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.sampling.request import Completion, Growth, SamplingRequest, SamplingResult
+from tinsmith.backend.seeds import Seeds
 from tinsmith.backend.storage.records import Checkpoint
 from tinsmith.errors import TinsmithError
 
@@ -51,6 +52,8 @@ class Completions:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._queue = Queue()
+        self._seeds = Seeds(core.settings.seed)
+        self._num_seeds = 0
         self._held: dict[str, _Weights] = {}  # by the checkpoint's folder; used last at the end
 
     def find(self, model: str) -> Source:
@@ -64,6 +67,11 @@ class Completions:
         """Those that can be sampled from, newest first."""
         every = self._core.store.checkpoints()
         return [checkpoint for checkpoint in every if checkpoint.kind in KINDS]
+
+    def next_seed(self) -> int:
+        """For a prompt that comes without a seed."""
+        self._num_seeds += 1
+        return self._seeds.of(f"{SESSION_ID}:{SESSION_ID}:{self._num_seeds}")
 
     def ask(
         self, source: Source, requests: Sequence[SamplingRequest], *, is_watched: bool

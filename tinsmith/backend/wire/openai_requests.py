@@ -1,6 +1,7 @@
 """The requests of OpenAI's API: every field of theirs is honoured, or refused with a reason."""
 
-import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -89,14 +90,15 @@ def _texts(value: Any) -> Any:
 
 
 class SamplingBody(OpenAIRequest):
-    """What both kinds of requests ask of the sampler. `top_k` and `return_token_ids` are additions
-    to OpenAI's API, by the names that vLLM gave them."""
+    """What both kinds of requests ask of the sampler. `top_k`, `min_p` (None: as the server is set)
+    and `return_token_ids` are additions to OpenAI's API, by the names that vLLM gave them."""
 
     model: str
     max_tokens: int | None = Field(default=None, ge=0)
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=-1, ge=-1, le=MAX_TOP_K)
+    min_p: float | None = Field(default=None, ge=0, le=1)
     n: int = Field(default=1, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_texts)] = []
@@ -224,7 +226,17 @@ def _refuse_first(faults: dict[str, tuple[str, bool]]) -> None:
             raise _fault(param, message)
 
 
-def chat_sampling(body: ChatRequest, base: Model, chat: Chat) -> SamplingRequest:
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What the server says where a request does not: `next_seed` gives each prompt another one."""
+
+    min_p: float
+    next_seed: Callable[[], int]
+
+
+def chat_sampling(
+    body: ChatRequest, base: Model, chat: Chat, defaults: Defaults
+) -> SamplingRequest:
     """What the sampler is asked for a chat: the model's next turn, by its chat template."""
     if not base.tokenizer.chat_template:
         raise TinsmithError(
@@ -237,10 +249,12 @@ def chat_sampling(body: ChatRequest, base: Model, chat: Chat) -> SamplingRequest
         max_tokens = max(1, base.context_length - len(prompt) + 1)
     stop = frozenset({*base.eos_token_ids, *chat.stop_token_ids})
     top = body.top_logprobs if body.logprobs else 0
-    return _sampling(body, base, prompt, max_tokens, stop, topk_sample_logprobs=top)
+    return _sampling(body, base, prompt, max_tokens, stop, defaults, topk_sample_logprobs=top)
 
 
-def completion_samplings(body: CompletionRequest, base: Model) -> list[SamplingRequest]:
+def completion_samplings(
+    body: CompletionRequest, base: Model, defaults: Defaults
+) -> list[SamplingRequest]:
     """What the sampler is asked for each prompt, as it is, without a template."""
     top = body.logprobs or 0
     prompts = (
@@ -254,6 +268,7 @@ def completion_samplings(body: CompletionRequest, base: Model) -> list[SamplingR
             prompt,
             16 if body.max_tokens is None else max(1, body.max_tokens),
             frozenset(base.eos_token_ids),
+            defaults,
             topk_sample_logprobs=top,
             wants_prompt_logprobs=body.wants_prompt_logprobs,
             topk_prompt_logprobs=top if body.wants_prompt_logprobs else 0,
@@ -268,6 +283,7 @@ def _sampling(
     prompt: tuple[int, ...],
     max_tokens: int,
     stop_token_ids: frozenset[int],
+    defaults: Defaults,
     **scores: Any,
 ) -> SamplingRequest:
     request = SamplingRequest(
@@ -277,7 +293,8 @@ def _sampling(
         temperature=body.temperature,
         top_k=body.top_k or -1,  # 0 is another name for no limit
         top_p=body.top_p,
-        seed=random.SystemRandom().getrandbits(63) if body.seed is None else body.seed,
+        min_p=defaults.min_p if body.min_p is None else body.min_p,
+        seed=defaults.next_seed() if body.seed is None else body.seed,
         stop_token_ids=stop_token_ids,
         stop_strings=tuple(body.stop),
         **scores,

@@ -22,6 +22,7 @@ from tinsmith.backend.wire.openai_forms import ChatForm, CompletionForm
 from tinsmith.backend.wire.openai_requests import (
     ChatRequest,
     CompletionRequest,
+    Defaults,
     SamplingBody,
     chat_sampling,
     completion_samplings,
@@ -37,6 +38,7 @@ def add_openai_routes(root: APIRouter, core: Core) -> None:
     """Chats, completions and the models that there are."""
     api = APIRouter(prefix="/v1")
     completions = Completions(core)
+    defaults = Defaults(core.settings.min_p, completions.next_seed)
     _add_model_routes(api, core, completions)
 
     @cache
@@ -46,7 +48,7 @@ def add_openai_routes(root: APIRouter, core: Core) -> None:
     @api.post("/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         source = _find(completions, body)
-        sampling = chat_sampling(body, source.base, chat_of(source.base.name))
+        sampling = chat_sampling(body, source.base, chat_of(source.base.name), defaults)
         writer = Writer(ChatForm(), body, [sampling], source.base.tokenizer)
         return await _answer(completions, source, [sampling], writer, body, request)
 
@@ -54,7 +56,7 @@ def add_openai_routes(root: APIRouter, core: Core) -> None:
     async def bare_completions(body: CompletionRequest, request: Request) -> Response:
         source = _find(completions, body)
         tokenizer = source.base.tokenizer
-        samplings = completion_samplings(body, source.base)
+        samplings = completion_samplings(body, source.base, defaults)
         echoes = None
         if body.echo:
             texts = (one if isinstance(one, str) else tokenizer.decode(one) for one in body.prompt)
