@@ -9,6 +9,7 @@ import pytest
 from tests.models import make_model
 
 if TYPE_CHECKING:
+    import openai
     import tinker
 
     from tinsmith.backend.model.base_model import BaseModel
@@ -82,3 +83,12 @@ def service(endpoint: "Endpoint") -> "Iterator[tinker.ServiceClient]":
 
     with tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key) as service:
         yield service
+
+
+@pytest.fixture(scope="session")
+def openai_client(endpoint: "Endpoint") -> "Iterator[openai.OpenAI]":
+    """OpenAI's own client of that server."""
+    import openai
+
+    with openai.OpenAI(base_url=f"{endpoint.base_url}/v1", api_key=endpoint.api_key) as client:
+        yield client

@@ -1,40 +1,25 @@
 """The real `openai` client against the server: the same tokens as the Tinker SDK draws, streamed or
-not; every option honoured or refused."""
+not."""
 
-import inspect
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import openai
 import pytest
 import tinker
-from openai.types.chat import ChatCompletion
 from tinker import types
 
 from tests.clients import prompt_logprobs, train, trained_client
-from tests.in_process import KEY, Served, serving
-from tinsmith.backend import completions, queue
-from tinsmith.backend.futures import Promise, Result
-from tinsmith.backend.wire.openai_requests import NOT_OFFERED, ChatRequest, CompletionRequest
+from tests.openai_client import IDS, MESSAGES, chat, token_ids
 from tinsmith.serving import Endpoint
 
-MESSAGES: Any = [
-    {"role": "system", "content": "the answer"},
-    {"role": "user", "content": [{"type": "text", "text": "What is the sum"}]},
-    {"role": "assistant", "content": "1 + 1 = 2"},
-    {"role": "user", "content": "of 3 + 4"},
-]
 PLAIN = [{**one, "content": "What is the sum"} if i == 1 else one for i, one in enumerate(MESSAGES)]
-# Fields of the client that say how it sends, not what.
-OF_THE_CLIENT = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
-IDS = {"return_token_ids": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +30,6 @@ class Trained:
     sampler: str
     state: str
     external: str
-
-
-@pytest.fixture(scope="module")
-def client(endpoint: Endpoint) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{endpoint.base_url}/v1", api_key=endpoint.api_key) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -71,22 +50,14 @@ def tokenizer(qwen3_dir: Path) -> Any:
     return AutoTokenizer.from_pretrained(qwen3_dir)
 
 
-def chat(client: openai.OpenAI, model: str, **options: Any) -> ChatCompletion:
-    return client.chat.completions.create(model=model, messages=MESSAGES, **options)
-
-
 def float32s(values: Iterable[float]) -> list[float]:
     """As the SDK has them, which gets them in 32 bits."""
     return np.array(list(values), np.float32).tolist()
 
 
-def token_ids(answer: Any) -> list[list[int]]:
-    return [choice.token_ids for choice in answer.choices]
-
-
 @pytest.mark.parametrize("kind", ["base", "sampler", "state"])
 def test_a_chat_draws_what_a_sampling_client_draws_with_the_same_seed(
-    client: openai.OpenAI,
+    openai_client: openai.OpenAI,
     service: tinker.ServiceClient,
     trained: Trained,
     tokenizer: Any,
@@ -102,7 +73,9 @@ def test_a_chat_draws_what_a_sampling_client_draws_with_the_same_seed(
     ).result().sequences  # fmt: skip
 
     extra = IDS | {"top_k": drawing.pop("top_k")}
-    answer = chat(client, model, n=3, logprobs=True, top_logprobs=2, extra_body=extra, **drawing)
+    answer = chat(
+        openai_client, model, n=3, logprobs=True, top_logprobs=2, extra_body=extra, **drawing
+    )
 
     assert answer.choices[0].prompt_token_ids == prompt  # pyright: ignore
     assert token_ids(answer) == [list(one.tokens) for one in expected]
@@ -123,19 +96,21 @@ def test_a_chat_draws_what_a_sampling_client_draws_with_the_same_seed(
 
 
 def test_a_checkpoint_answers_as_it_is_while_its_run_trains_on(
-    client: openai.OpenAI, trained: Trained
+    openai_client: openai.OpenAI, trained: Trained
 ):
     drawing = {"temperature": 0, "max_tokens": 16, "extra_body": IDS}
-    early = token_ids(chat(client, trained.sampler, **drawing))
+    early = token_ids(chat(openai_client, trained.sampler, **drawing))
     train(trained.run, 3, seed=9)
     later = trained.run.save_weights_for_sampler("later").result().path
     assert later is not None
-    assert token_ids(chat(client, trained.sampler, **drawing)) == early
-    assert token_ids(chat(client, later, **drawing)) != early
+    assert token_ids(chat(openai_client, trained.sampler, **drawing)) == early
+    assert token_ids(chat(openai_client, later, **drawing)) != early
 
 
 @pytest.mark.parametrize("kind", ["chat", "completion"])
-def test_a_stream_is_the_whole_answer_in_pieces(client: openai.OpenAI, trained: Trained, kind: str):
+def test_a_stream_is_the_whole_answer_in_pieces(
+    openai_client: openai.OpenAI, trained: Trained, kind: str
+):
     drawing: Any = {
         "model": trained.sampler,
         "n": 2,
@@ -145,10 +120,10 @@ def test_a_stream_is_the_whole_answer_in_pieces(client: openai.OpenAI, trained: 
     }
     create: Any
     if kind == "chat":
-        create = client.chat.completions.create
+        create = openai_client.chat.completions.create
         drawing |= {"messages": MESSAGES, "logprobs": True, "top_logprobs": 1}
     else:
-        create = client.completions.create
+        create = openai_client.completions.create
         drawing |= {"prompt": ["1 + 1", "user"], "logprobs": 1}
     whole = create(**drawing)
     chunks = list(create(**drawing, stream=True, stream_options={"include_usage": True}))
@@ -174,31 +149,29 @@ def test_a_stream_is_the_whole_answer_in_pieces(client: openai.OpenAI, trained: 
 
 
 def test_a_stop_string_ends_the_text_before_it_whole_and_streamed(
-    client: openai.OpenAI, tokenizer: Any
+    openai_client: openai.OpenAI, tokenizer: Any
 ):
     drawing: Any = {"model": "qwen3", "seed": 1, "max_tokens": 60, "prompt": "1 + 1"}
-    free = client.completions.create(**drawing).choices[0].text
+    free = openai_client.completions.create(**drawing).choices[0].text
     stop = free[10:12]
     assert "\ufffd" not in stop, "choose another seed"
-    choice = client.completions.create(**drawing, stop=[stop, "never"]).choices[0]
+    choice = openai_client.completions.create(**drawing, stop=[stop, "never"]).choices[0]
     assert choice.text == free[: free.find(stop)]
     assert choice.finish_reason == "stop"
-    streamed = client.completions.create(**drawing, stop=stop, stream=True)
+    streamed = openai_client.completions.create(**drawing, stop=stop, stream=True)
     assert "".join(chunk.choices[0].text for chunk in streamed) == choice.text
 
 
 @pytest.mark.parametrize("max_tokens", [0, 3])
 def test_echo_scores_prompts_as_the_sdk_does(
-    client: openai.OpenAI, service: tinker.ServiceClient, tokenizer: Any, max_tokens: int
+    openai_client: openai.OpenAI, service: tinker.ServiceClient, tokenizer: Any, max_tokens: int
 ):
     texts = ["What is the sum of 1 + 1", "user"]
     prompts = [tokenizer.encode(text) for text in texts]
     sampler = service.create_sampling_client(base_model="qwen3").result()
-    answers = [
-        client.completions.create(model="qwen3", prompt=given, max_tokens=max_tokens, echo=True,
-                                  logprobs=2, temperature=0)
-        for given in (texts, prompts)
-    ]  # fmt: skip
+    asked: Any = {"max_tokens": max_tokens, "echo": True, "logprobs": 2, "temperature": 0}
+    create = openai_client.completions.create
+    answers = [create(model="qwen3", prompt=given, **asked) for given in (texts, prompts)]
     assert answers[0].choices == answers[1].choices
     for text, tokens, choice in zip(texts, prompts, answers[0].choices, strict=True):
         scores = choice.logprobs
@@ -226,175 +199,20 @@ def test_echo_scores_prompts_as_the_sdk_does(
 
 
 def test_the_models_are_the_bases_and_what_can_be_sampled_from(
-    client: openai.OpenAI, trained: Trained
+    openai_client: openai.OpenAI, trained: Trained
 ):
-    models = {model.id: model for model in client.models.list()}
+    models = {model.id: model for model in openai_client.models.list()}
     assert {"qwen3", "llama", trained.sampler, trained.state} <= models.keys()
     assert trained.external not in models
-    assert client.models.retrieve(trained.sampler) == models[trained.sampler]
+    assert openai_client.models.retrieve(trained.sampler) == models[trained.sampler]
     assert abs(models[trained.sampler].created - time.time()) < 3600
 
 
-def test_every_option_of_the_client_is_known_to_the_server(client: openai.OpenAI):
-    for create, body in (
-        (client.chat.completions.create, ChatRequest),
-        (client.completions.create, CompletionRequest),
-    ):
-        options = set(inspect.signature(create).parameters) - OF_THE_CLIENT
-        assert options <= body.model_fields.keys() | NOT_OFFERED.keys()
-
-
-@pytest.mark.parametrize("field", sorted(NOT_OFFERED))
-def test_what_is_not_offered_is_refused_by_name_unless_it_asks_for_nothing(
-    client: openai.OpenAI, field: str
-):
-    neutral, reason = NOT_OFFERED[field]
-    for value in (None, *neutral):
-        assert chat(client, "qwen3", max_tokens=1, extra_body={field: value}).choices
-    with pytest.raises(openai.BadRequestError) as refused:
-        chat(client, "qwen3", max_tokens=1, extra_body={field: ["asked for"]})
-    assert refused.value.param == field
-    assert refused.value.type == "invalid_request_error"
-    assert reason in refused.value.message
-
-
-@pytest.mark.parametrize(
-    ("options", "param", "message"),
-    [
-        ({"temperature": -1}, "temperature", "greater than or equal to 0, got -1"),
-        ({"n": 0}, "n", "greater than or equal to 1"),
-        ({"top_logprobs": 2}, "top_logprobs", "needs logprobs=true"),
-        ({"max_tokens": 2, "max_completion_tokens": 3}, "max_completion_tokens", "got 3 and 2"),
-        ({"max_tokens": 600}, None, "context of 512 tokens"),
-        ({"stream_options": {"include_usage": True}}, "stream_options", "stream=true"),
-        ({"extra_body": {"min_p": 2}}, "min_p", "less than or equal to 1, got 2"),
-        ({"extra_body": {"repetition_penalty": 1.1}}, "repetition_penalty", "is not a field"),
-        ({"extra_body": {"chat_template_kwargs": {"chat_template": "x"}}}, "chat_template_kwargs",
-         "got chat_template"),
-        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages.0.role",
-         "'system', 'user' or 'assistant'"),
-        ({"messages": []}, "messages", "at least 1 item"),
-    ],
-)  # fmt: skip
-def test_bad_options_are_refused_with_field_rule_and_value(
-    client: openai.OpenAI, options: Any, param: str | None, message: str
-):
-    with pytest.raises(openai.BadRequestError, match=message) as refused:
-        client.chat.completions.create(**({"model": "qwen3", "messages": MESSAGES} | options))
-    assert refused.value.param == param
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_tokens": 0}, "needs echo=true"),
-        ({"prompt": [["x"]]}, "a text, token ids, or a list"),
-        ({"prompt": [[1], [400]]}, "token ids must be 0 to 399, got 400"),
-        ({"echo": True, "logprobs": 1, "stream": True}, "not streamed"),
-        ({"best_of": 3}, "best_of is not offered"),
-    ],
-)
-def test_bad_options_of_completions_are_refused(client: openai.OpenAI, options: Any, message: str):
-    with pytest.raises(openai.BadRequestError, match=message):
-        client.completions.create(**({"model": "qwen3", "prompt": "1"} | options))
-
-
-def test_wrong_keys_unknown_models_and_other_routes_are_refused_in_openais_form(
-    client: openai.OpenAI, trained: Trained
-):
-    with pytest.raises(openai.AuthenticationError, match="key is missing or wrong"):
-        client.with_options(api_key="tml-wrong").models.list()
-    for model in ("gpt-4", f"{trained.sampler}-not"):
-        with pytest.raises(openai.NotFoundError, match=model):
-            chat(client, model)
-    with pytest.raises(openai.BadRequestError, match="of kind external_weights"):
-        chat(client, trained.external)
-    with pytest.raises(openai.NotFoundError, match="/v1/embeddings is not offered"):
-        client.embeddings.create(model="qwen3", input="x")
-
-
-def num_sampled(endpoint: Endpoint) -> float:
-    """Tokens that the server has sampled, once it is at rest."""
-    headers = {"Authorization": f"Bearer {endpoint.api_key}"}
-    while True:
-        text = httpx.get(f"{endpoint.base_url}/metrics", headers=headers).text
-        lines = (line.split(" ") for line in text.splitlines() if line[0] != "#")
-        values = {name: float(value) for name, value in lines}
-        if values["tinsmith_completions_running"] + values["tinsmith_operations_waiting"] == 0:
-            return values["tinsmith_sampled_tokens_total"]
-        time.sleep(0.02)
-
-
-def test_a_client_that_goes_away_ends_its_work(client: openai.OpenAI, endpoint: Endpoint):
-    drawing: Any = {"seed": 2, "n": 16, "max_tokens": 400}
-    counts = [num_sampled(endpoint)]
-    chat(client, "qwen3", **drawing)
-    counts.append(num_sampled(endpoint))
-    with chat(client, "qwen3", stream=True, **drawing) as stream:  # pyright: ignore
-        assert next(iter(stream)).choices
-    counts.append(num_sampled(endpoint))
-    with pytest.raises(openai.APITimeoutError):
-        chat(client.with_options(max_retries=0), "qwen3", timeout=0.2, **drawing)
-    counts.append(num_sampled(endpoint))
-    whole, streamed, timed_out = np.diff(counts)
-    assert 0 < streamed < whole / 2
-    assert timed_out < whole
-
-
-@pytest.fixture
-def served(qwen3_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    with serving(qwen3_dir, tmp_path / "store") as served:
-        yield served
-
-
-def die() -> Result:
-    raise SystemExit("the disk is gone")
-
-
-def test_few_weights_are_held_a_path_is_what_it_names_now_and_failures_end_a_stream(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(completions, "MAX_HELD", 1)
-    client = openai.OpenAI(base_url=f"{served.base_url}/v1", api_key=KEY, max_retries=0)
-    drawing: Any = {"temperature": 0, "max_tokens": 12}
-    with served.client() as service:
-        run = trained_client(service, "qwen3")
-        saved = [run.save_weights_for_sampler(f"at-{i}").result().path for i in range(3)]
-        state = run.save_state("last").result().path
-        first = [chat(client, str(path), **drawing).choices for path in saved]
-        assert first[0] == first[1] == first[2]
-        num_kept = 2  # the one held, and the next one to be let go
-        assert len(list(served.core.store.directory.glob("snapshots/*/openai*"))) <= num_kept
-        before = chat(client, state, **drawing).choices
-        train(run, 3, seed=7)
-        run.save_state("last", overwrite=True).result()
-        assert chat(client, state, **drawing).choices != before
-        tinker.RestClient(base_url=served.base_url, api_key=KEY).delete_checkpoint_from_tinker_path(
-            state
-        ).result()
-        with pytest.raises(openai.NotFoundError, match="does not exist"):
-            chat(client, state)
-
-        monkeypatch.setattr(queue, "MAX_QUEUED", 1)
-        stream = chat(client, "qwen3", stream=True, n=64, max_tokens=450)
-        with pytest.raises(openai.RateLimitError, match="at most 1"):
-            chat(client, "qwen3", max_tokens=1)
-        open_promise = served.core.promises.get(f"{run.model_id}:0")
-        assert open_promise is not None
-        served.core.engine.submit("test", die, Promise("test", open_promise._loop))
-        with pytest.raises(openai.APIError, match="engine has stopped"):
-            list(stream)
-
-
-def test_a_model_without_a_chat_template_completes_and_does_not_chat(
-    tmp_path: Path, served: Served
-):
-    served.core.bases["qwen3"].tokenizer.chat_template = None
-    client = openai.OpenAI(base_url=f"{served.base_url}/v1", api_key=KEY)
-    with pytest.raises(openai.BadRequestError, match="has no chat template; use /v1/completions"):
-        chat(client, "qwen3")
-    assert client.completions.create(model="qwen3", prompt="1 + 1").usage.completion_tokens  # pyright: ignore
+def test_min_p_of_a_request_is_honoured(openai_client: openai.OpenAI):
+    whole = chat(openai_client, "qwen3", max_tokens=20, extra_body=IDS | {"min_p": 1}, seed=1)
+    greedy = chat(openai_client, "qwen3", max_tokens=20, extra_body=IDS, temperature=0)
+    free = chat(openai_client, "qwen3", max_tokens=20, extra_body=IDS, seed=1)
+    assert token_ids(whole) == token_ids(greedy) != token_ids(free)
 
 
 def test_the_snippets_of_the_guide_run(endpoint: Endpoint, capsys: pytest.CaptureFixture[str]):
@@ -407,23 +225,3 @@ def test_the_snippets_of_the_guide_run(endpoint: Endpoint, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert "\nqwen3\n" in said
     assert "[None, -" in said
-
-
-def test_min_p_of_a_request_is_honoured(client: openai.OpenAI):
-    whole = chat(client, "qwen3", max_tokens=20, extra_body=IDS | {"min_p": 1}, seed=1)
-    greedy = chat(client, "qwen3", max_tokens=20, extra_body=IDS, temperature=0)
-    free = chat(client, "qwen3", max_tokens=20, extra_body=IDS, seed=1)
-    assert token_ids(whole) == token_ids(greedy) != token_ids(free)
-
-
-def test_a_servers_seed_decides_where_requests_bring_none(
-    qwen3_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    drawn = []
-    for start in range(2):
-        with serving(qwen3_dir, tmp_path / str(start), seed=5) as served:
-            client = openai.OpenAI(base_url=f"{served.base_url}/v1", api_key=KEY)
-            drawn += [token_ids(chat(client, "qwen3", max_tokens=9, extra_body=IDS)) for _ in "ab"]
-    assert drawn[:2] == drawn[2:]
-    assert drawn[0] != drawn[1]
