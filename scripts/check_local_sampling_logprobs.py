@@ -122,7 +122,7 @@ def _connect(args: argparse.Namespace) -> Iterator[tuple[tinker.ServiceClient, s
         tempfile.TemporaryDirectory() as store,
         local_server(
             {name: str(args.model)},
-            [f"--device={args.device}", f"--dtype={args.dtype}", f"--store={store}"],
+            [f"--device={args.device}", f"--dtype={args.dtype}", f"--store={store}", "--min-p=0"],
         ) as endpoint,
     ):
         os.environ.update(endpoint.environment())

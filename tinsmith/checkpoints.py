@@ -1,6 +1,7 @@
 """Checkpoints of a stage: what checkpoint.json says, and the weights as files."""
 
 import json
+import shutil
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from tinsmith.errors import TinsmithError
 from tinsmith.files import new_directory, sha256, write_json
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+# Without a byte, not for a file.
+FETCH_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ def fetch_weights(training_client: tinker.TrainingClient, name: str, target: Pat
     urls = tinker.RestClient().get_external_weights_urls(path).result().urls
     with new_directory(target) as draft:
         for file, url in urls.items():
-            _fetch(url, draft / _relative(file))
+            fetch(url, draft / _relative(file))
     return weights_sha256(target)
 
 
@@ -121,14 +124,21 @@ def explained(what: str) -> Iterator[None]:
         raise TinsmithError(f"{what} failed: {error}") from error
 
 
-def _fetch(url: str, file: Path) -> None:
+def fetch(url: str, file: Path, timeout_s: float = FETCH_TIMEOUT_S) -> None:
+    """Write what a link leads to, whole; the link is a secret, which no message repeats."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with urllib.request.urlopen(url) as response, file.open("wb") as target:
-            while block := response.read(1 << 20):
-                target.write(block)
+        with urllib.request.urlopen(url, timeout=timeout_s) as response, file.open("wb") as target:
+            shutil.copyfileobj(response, target)
+            announced = response.headers["Content-Length"]
     except OSError as error:
-        raise TinsmithError(f"fetching the weights from {url} failed: {error}") from error
+        raise TinsmithError(f"fetching the weights file {file.name} failed: {error}") from error
+    size = file.stat().st_size
+    if announced is not None and size != int(announced):
+        raise TinsmithError(
+            f"fetching the weights file {file.name} failed: its connection was cut after {size} of"
+            f" {announced} bytes"
+        )
 
 
 def _relative(name: str) -> PurePosixPath:

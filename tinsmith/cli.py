@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from tinsmith import __version__
+from tinsmith import SET_BEFORE, __version__
 from tinsmith.errors import TinsmithError
 from tinsmith.settings import (
     ServerSettings,
@@ -98,8 +98,6 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    for variable in ("USE_TF", "USE_FLAX"):
-        os.environ.setdefault(variable, "0")
     api_key, is_generated = _api_key(arguments.api_key)
     settings, origins = _settings(arguments, api_key)
     from tinsmith.backend.server import serve  # torch is imported here, after bad options are said
@@ -187,13 +185,20 @@ def _run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         # Ctrl-C reaches the program too; it decides what to do, and the server outlives it.
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            process = subprocess.Popen(command, env=os.environ | endpoint.environment())
+            process = subprocess.Popen(command, env=_for_a_program(endpoint.environment()))
         except OSError as error:
             raise TinsmithError(f"cannot start {command[0]!r}: {error.strerror}") from error
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         code = process.wait()
         signal.signal(signal.SIGINT, previous)
     return code if code >= 0 else 128 - code
+
+
+def _for_a_program(changes: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment as it was before Tinsmith was imported, with `changes`."""
+    kept = {name: value for name, value in os.environ.items() if name not in SET_BEFORE}
+    before = {name: value for name, value in SET_BEFORE.items() if value is not None}
+    return {**kept, **before, **changes}
 
 
 if __name__ == "__main__":

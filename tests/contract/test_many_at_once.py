@@ -116,7 +116,7 @@ def test_beyond_its_bound_a_session_is_told_to_back_off_and_others_are_served(
         pending = {"request_id": repeated.json()["request_id"]}
         assert "has ended" in http.post("/api/v1/retrieve_future", json=pending).json()["error"]
         late = ask(10**6)
-        assert late.status_code == 400
+        assert late.status_code == 410
         assert "has ended" in late.json()["error"]
 
 

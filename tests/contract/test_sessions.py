@@ -7,7 +7,7 @@ import pytest
 import tinker
 from tinker import types
 
-from tests.clients import trained_client
+from tests.clients import random_tokens, trained_client
 from tinsmith.serving import Endpoint
 
 
@@ -89,7 +89,7 @@ def test_a_session_that_has_ended_takes_no_more_requests(endpoint: Endpoint):
     step = {"model_id": trainer.model_id, "seq_id": 9, "adam_params": {}}
     new = {"session_id": session, "model_seq_id": 5, "base_model": "llama"}
     for route, body, status, message in (
-        ("optim_step", step, 404, path), ("create_model", new, 400, "has ended"),
+        ("optim_step", step, 404, path), ("create_model", new, 410, "has ended"),
         ("session_heartbeat", {"session_id": session}, 410, "has ended"),
     ):  # fmt: skip
         url = f"{endpoint.base_url}/api/v1/{route}"
@@ -106,3 +106,17 @@ def test_metadata_that_is_no_text_does_not_break_the_lists(
     session = httpx.post(f"{url}/create_session", json=body, headers=headers).json()["session_id"]
     found = rest.get_session(session).result()
     assert found.user_metadata == {"depth": "3", "name": "x"}
+
+
+def test_sampling_in_a_session_that_somebody_ended_fails_at_once(endpoint: Endpoint):
+    with tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key) as service:
+        sampler = service.create_sampling_client(base_model="llama").result()
+        session_id = sampler._sampling_session_id.split(":")[0]
+        url, headers = f"{endpoint.base_url}/api/v1", {"X-API-Key": endpoint.api_key}
+        body = {"reason": {"type": "success"}}
+        httpx.post(f"{url}/sessions/{session_id}/finish", json=body, headers=headers, timeout=60)
+        prompt = types.ModelInput.from_ints(random_tokens(0, 5))
+        asked = sampler.sample(prompt, 1, types.SamplingParams(max_tokens=1))
+        with pytest.raises(tinker.APIStatusError, match="has ended; make a new") as told:
+            asked.result(timeout=120)
+        assert told.value.status_code == 410

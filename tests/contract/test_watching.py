@@ -2,8 +2,10 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -16,6 +18,7 @@ from tests.clients import make_datum, random_tokens, sample, train
 from tests.in_process import KEY, Served, serving
 from tinsmith.backend.futures import Promise, Result
 from tinsmith.serving import Endpoint, local_server
+from tinsmith.settings import ServerSettings
 
 TOKENS = random_tokens(0, 10)
 
@@ -46,6 +49,24 @@ def test_health_and_readiness_need_no_key_and_metrics_do(endpoint: Endpoint):
     refused = httpx.get(f"{endpoint.base_url}/metrics")
     assert refused.status_code == 401
     assert "API key" in refused.json()["error"]
+
+
+def test_a_locked_store_asks_the_client_to_come_back(served: Served):
+    asked = {"request_id": "a:train:0:1"}
+    url, headers = f"{served.base_url}/api/v1/retrieve_future", {"X-API-Key": KEY}
+    ours = served.core.store._db._connection
+    for setting in (
+        "busy_timeout=20",
+        "journal_mode=DELETE",
+    ):  # in which a writer locks readers out
+        ours.execute(f"PRAGMA {setting}")
+    file = served.core.store.directory / "tinsmith.sqlite"
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        locked = httpx.post(url, json=asked, headers=headers, timeout=60)
+    assert locked.status_code == 429
+    assert "the store is busy (database is locked); ask again" in locked.json()["error"]
+    assert httpx.post(url, json=asked, headers=headers, timeout=60).status_code == 404
 
 
 def die() -> Result:
@@ -157,6 +178,17 @@ def test_the_log_names_each_request_its_ids_and_its_end_and_no_key(qwen3_dir: Pa
     [missing] = [line for line in requests if line["http_id"] == unknown.headers["x-request-id"]]
     assert (missing["status"], missing["level"]) == (404, "warning")
     assert missing["path"] == "/api/v1/training_runs/tml-***"
+
+
+def test_the_log_begins_with_every_setting_and_its_origin_and_holds_no_progress_bar(
+    endpoint: Endpoint, endpoint_store: Path
+):
+    text = (endpoint_store.parent / "log").read_text()
+    for name in ServerSettings.model_fields.keys() - {"models", "api_key", "substitutes"}:
+        assert f"name={name} origin=" in text
+    assert "name=token_budget origin=--token-budget value=256" in text
+    assert "name=min_p origin=default value=0.0" in text
+    assert "it/s]" not in text
 
 
 def test_a_key_that_no_header_can_carry_is_refused_at_once(qwen3_dir: Path, tmp_path: Path):

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 from tests.configs import config
-from tinsmith.config import ReportSettings, check
+from tinsmith.config import Monitor, ReportSettings, check
 from tinsmith.plan import Plan
+from tinsmith.report.charts import curves_chart
 from tinsmith.report.graph import draw_graph, job_graph
 from tinsmith.report.page import write_report
 from tinsmith.report.results import read_results, reported_files
@@ -192,6 +194,16 @@ def test_charts_take_their_colours_from_the_page_and_their_stand_ins_are_gone(
     page = page_of(settings)
     assert "var(--series-1)" in page
     assert "#0102" not in page
+
+
+def test_curves_show_the_bounds_of_the_configs_monitors(settings: ReportSettings) -> None:
+    def num_dashed(**bounds: float) -> int:
+        monitors = (Monitor.model_validate({"metric": "reward_mean", **bounds}),) if bounds else ()
+        watched = results.config.model_copy(update={"monitors": monitors})
+        return curves_chart(replace(results, config=watched), "grpo").count("stroke-dasharray")
+
+    results = read_results(settings)
+    assert num_dashed(below=0.1) == num_dashed(above=0.7) == num_dashed() + 1
 
 
 def test_every_job_is_drawn_and_joined_by_what_it_read(settings: ReportSettings) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tinsmith.backend import futures
 from tinsmith.backend.futures import Failure, JsonResult, Promise, Promises, ProtoResult
-from tinsmith.backend.sequencer import Sequencer
+from tinsmith.backend.sequencer import Sequencer, TooMuchHeld
 from tinsmith.errors import TinsmithError
 
 
@@ -183,5 +183,30 @@ def test_an_answer_can_be_fetched_twice():
             assert await promise.wait(5) == JsonResult({"n": 1})
             promises.note_fetched("a", JsonResult({"n": 1}))
         assert promises.get("a") is promise
+
+    asyncio.run(claim())
+
+
+def test_what_is_held_behind_gaps_is_bounded_and_what_closes_a_gap_is_always_taken():
+    async def claim() -> None:
+        sequencer = Sequencer(Promises(), max_held_bytes=100)
+        started: list[tuple[str, int]] = []
+
+        def submit(model_id: str, seq_id: int, size_bytes: int) -> None:
+            note = lambda _: started.append((model_id, seq_id))  # noqa: E731
+            sequencer.submit(model_id, seq_id, note, size_bytes)
+
+        for model_id in "mn":
+            sequencer.open(model_id)
+        submit("m", 2, 60)
+        submit("m", 2, 60)  # repeated: it waits once
+        submit("n", 2, 40)
+        for model_id in "mn":
+            with pytest.raises(TooMuchHeld, match=r"waits for seq_id 1, and 100 bytes .* at most"):
+                submit(model_id, 3, 1)
+        submit("m", 1, 1000)
+        submit("n", 3, 60)
+        submit("n", 1, 0)
+        assert started == [("m", 1), ("m", 2), ("n", 1), ("n", 2), ("n", 3)]
 
     asyncio.run(claim())

@@ -119,6 +119,7 @@ def test_the_name_of_an_expired_checkpoint_is_free(store: Store):
     store.save(RUN, "weights", "one", write("old"), ttl_seconds=0)
     time.sleep(0.01)
     path = store.save(RUN, "weights", "one", write("new")).path
+    assert len(folders(store)) == 1
     store.remove_expired()
     assert content(store, path) == {"new"}
 

@@ -87,7 +87,7 @@ class Core:
         if session is None:
             raise NotFound(f"session {session_id!r} does not exist; create one first")
         if session.ended is not None:
-            raise TinsmithError(f"session {session_id!r} has ended; make a new ServiceClient")
+            raise Gone(f"session {session_id!r} has ended; make a new ServiceClient")
 
     def lost_model(self, model_id: str) -> NotFound:
         """What to tell a client whose model this server does not have in memory: from where it

@@ -11,12 +11,26 @@ from tinsmith.errors import TinsmithError
 GAP_TIMEOUT_S = 360.0
 # A client has far fewer requests under way.
 MAX_AHEAD = 10_000
+# Of requests that wait behind a gap, as they came; a client sends a batch in parts of 200 MB.
+MAX_HELD_BYTES = 4 << 30
+
+
+class TooMuchHeld(TinsmithError):
+    """A request that would have to wait, where those that wait fill their memory already."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    promise: Promise
+    start: Callable[[Promise], None]
+    size_bytes: int
 
 
 @dataclass(slots=True)
 class _Queue:
     next_seq_id: int = 1
-    waiting: dict[int, tuple[Promise, Callable[[Promise], None]]] = field(default_factory=dict)
+    waiting: dict[int, _Held] = field(default_factory=dict)
+    held_bytes: int = 0
     alarm: asyncio.TimerHandle | None = None  # set while requests wait behind a gap
 
 
@@ -28,8 +42,14 @@ class Sequencer:
     model goes on with what is sent after them: a client that polls gets an answer or an error.
     """
 
-    def __init__(self, promises: Promises, gap_timeout_s: float = GAP_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        promises: Promises,
+        gap_timeout_s: float = GAP_TIMEOUT_S,
+        max_held_bytes: int = MAX_HELD_BYTES,
+    ) -> None:
         self._promises = promises
+        self._max_held_bytes = max_held_bytes
         self._gap_timeout_s = gap_timeout_s
         self._queues: dict[str, _Queue] = {}
 
@@ -46,9 +66,15 @@ class Sequencer:
             queue = self._queues.pop(model_id)
             _fail_waiting(queue, f"model {model_id} is gone: its session has ended")
 
-    def submit(self, model_id: str, seq_id: int, start: Callable[[Promise], None]) -> Promise:
+    def submit(
+        self,
+        model_id: str,
+        seq_id: int,
+        start: Callable[[Promise], None],
+        size_bytes: int = 0,
+    ) -> Promise:
         """Call `start` once all earlier requests of the model have started; a request that was
-        sent before gets the promise of then."""
+        sent before gets the promise of then. `size_bytes` is what a request that waits takes."""
         queue = self._queues[model_id]
         if not 1 <= seq_id < queue.next_seq_id + MAX_AHEAD:
             raise TinsmithError(
@@ -58,6 +84,8 @@ class Sequencer:
         request_id = f"{model_id}:{seq_id}"
         if (earlier := self._promises.get(request_id)) is not None:
             return earlier
+        if seq_id > queue.next_seq_id:
+            self._refuse_too_much(model_id, queue.next_seq_id, size_bytes)
         promise = self._promises.create(request_id)
         if seq_id < queue.next_seq_id:
             message = (
@@ -66,7 +94,8 @@ class Sequencer:
             )
             promise.resolve(Failure(message, "user"))
             return promise
-        queue.waiting[seq_id] = (promise, start)
+        queue.waiting[seq_id] = _Held(promise, start, size_bytes)
+        queue.held_bytes += size_bytes
         self._advance(model_id, queue)
         return promise
 
@@ -75,12 +104,20 @@ class Sequencer:
         failure = Failure(message, "user")
         return self.submit(model_id, seq_id, lambda promise: promise.resolve(failure))
 
+    def _refuse_too_much(self, model_id: str, missing: int, size_bytes: int) -> None:
+        held = sum(queue.held_bytes for queue in self._queues.values())
+        if held and held + size_bytes > self._max_held_bytes:
+            raise TooMuchHeld(
+                f"model {model_id} waits for seq_id {missing}, and {held} bytes of requests are "
+                f"held behind such gaps; at most {self._max_held_bytes} are: send it, and ask again"
+            )
+
     def _advance(self, model_id: str, queue: _Queue) -> None:
         before = queue.next_seq_id
         while (ready := queue.waiting.pop(queue.next_seq_id, None)) is not None:
             queue.next_seq_id += 1
-            promise, start = ready
-            start(promise)
+            queue.held_bytes -= ready.size_bytes
+            ready.start(ready.promise)
         if queue.alarm is not None and (queue.next_seq_id > before or not queue.waiting):
             queue.alarm.cancel()
             queue.alarm = None
@@ -104,6 +141,7 @@ def _fail_waiting(queue: _Queue, message: str) -> None:
     if queue.alarm is not None:
         queue.alarm.cancel()
         queue.alarm = None
-    for promise, _ in queue.waiting.values():
-        promise.resolve(Failure(message, "user"))
+    for held in queue.waiting.values():
+        held.promise.resolve(Failure(message, "user"))
     queue.waiting.clear()
+    queue.held_bytes = 0

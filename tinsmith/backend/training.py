@@ -121,7 +121,7 @@ class Training:
             return ProtoResult(forward_backward_output(result))
 
         name = "forward" if request.forward_only else "forward_backward"
-        return self.submit(name, request.model_id, request.seq_id, run)
+        return self.submit(name, request.model_id, request.seq_id, run, request.ByteSize())
 
     def optim_step(self, request: OptimStepRequest) -> Promise:
         """One AdamW step on the accumulated gradient."""
@@ -133,7 +133,12 @@ class Training:
         return self.submit("optim_step", request.model_id, request.seq_id, run)
 
     def submit(
-        self, name: str, model_id: str, seq_id: int, run: Callable[[Trainer], Result]
+        self,
+        name: str,
+        model_id: str,
+        seq_id: int,
+        run: Callable[[Trainer], Result],
+        size_bytes: int = 0,
     ) -> Promise:
         """Queue an operation on a model, in the order of `seq_id`."""
         if not self._core.sequencer.is_open(model_id):
@@ -147,7 +152,10 @@ class Training:
             return run(trainer)
 
         return self._core.sequencer.submit(
-            model_id, seq_id, lambda promise: self._core.engine.submit(name, operation, promise)
+            model_id,
+            seq_id,
+            lambda promise: self._core.engine.submit(name, operation, promise),
+            size_bytes,
         )
 
     @property

@@ -14,7 +14,6 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from tinsmith.report.results import Results, RunResults, Variant
 from tinsmith.runs import BASE
 
-KL_WARNING_NATS = 0.01
 # Stand-ins that no chart uses otherwise; the page replaces them by its variables, light or dark.
 INK, FAINT, GRID, BASE_COLOUR = "#010203", "#010204", "#010205", "#010206"
 COLOURS = tuple(f"#0102{index:02x}" for index in range(16, 24))
@@ -146,8 +145,15 @@ def _draw_curve(axes: Axes, results: Results, stage: str, key: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if key in ("heldout_accuracy", "share_zero_variance"):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    if key == "kl_nats":
-        axes.axhline(KL_WARNING_NATS, color=FAINT, linewidth=0.8, linestyle=(0, (3, 3)))
+    for bound in _bounds(results, key):
+        axes.axhline(bound, color=FAINT, linewidth=0.8, linestyle=(0, (3, 3)))
+
+
+def _bounds(results: Results, key: str) -> list[float]:
+    """Where the config's monitors of a metric warn or stop."""
+    monitors = [monitor for monitor in results.config.monitors if monitor.metric == key]
+    bounds = (bound for monitor in monitors for bound in (monitor.above, monitor.below))
+    return [bound for bound in bounds if bound is not None]
 
 
 def _points(run: RunResults, stage: str, key: str) -> dict[int, float]:

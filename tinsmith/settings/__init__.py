@@ -15,6 +15,7 @@ from tinsmith.settings.reading import (
     option,
     options_of,
     sources,
+    text_of,
     variables,
 )
 
@@ -31,5 +32,6 @@ __all__ = [
     "rule_of",
     "setting",
     "sources",
+    "text_of",
     "variables",
 ]

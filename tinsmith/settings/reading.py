@@ -78,7 +78,7 @@ def add_options(parser: argparse.ArgumentParser, model: type[BaseModel]) -> None
     for name, field in model.model_fields.items():
         if not _extra(field)["is_option"]:
             continue
-        default = "none" if field.default is None else field.default
+        default = text_of(field.default)
         known = f"{ours[name]}, else {default}" if name in ours else default
         parser.add_argument(
             option(name),
@@ -99,7 +99,7 @@ def given_options(arguments: argparse.Namespace, model: type[BaseModel]) -> dict
 def options_of(settings: BaseModel, names: Iterable[str]) -> list[str]:
     """The words of a command line that give these settings again; None has no word."""
     values = {name: getattr(settings, name) for name in names}
-    return [f"{option(n)}={_text(value)}" for n, value in values.items() if value is not None]
+    return [f"{option(n)}={text_of(value)}" for n, value in values.items() if value is not None]
 
 
 def option(name: str) -> str:
@@ -117,7 +117,10 @@ def _option_type(field: FieldInfo) -> Callable[[str], Any]:
     return typed
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A value as options and variables have it."""
+    if value is None:
+        return "none"
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 

@@ -3,6 +3,7 @@
 import copy
 import logging
 import re
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from tinsmith.errors import TinsmithError
 
@@ -58,6 +60,8 @@ class BaseModel:
 
 def load_base_models(models: Mapping[str, str], device: str, dtype: str) -> dict[str, BaseModel]:
     """Load each named directory or hub id; `auto` means CUDA and bf16 where there is a GPU."""
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # of transformers: in a log it is noise
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
     return {name: _load(name, source, torch_device, torch_dtype) for name, source in models.items()}

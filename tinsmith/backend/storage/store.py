@@ -121,7 +121,6 @@ class Store:
         name stands for the whole old checkpoint, the whole new one, or none."""
         check_name(name)
         assert kind in KINDS
-        self.remove_expired()
         path = f"tinker://{model_id}/{kind}/{name}"
         if self.checkpoint(path) is not None and not overwrite:
             raise TinsmithError(

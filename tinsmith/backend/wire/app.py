@@ -1,5 +1,6 @@
 """The HTTP face of the server: routes of the Tinker API, and nothing that computes."""
 
+import sqlite3
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -27,12 +28,21 @@ def make_app(core: Core, api_key: str) -> FastAPI:
     app.add_exception_handler(TinsmithError, _refuse)
     app.add_exception_handler(RequestValidationError, partial(_refuse_invalid, core))
     app.add_exception_handler(HTTPException, _refuse_unknown)
+    app.add_exception_handler(sqlite3.OperationalError, _ask_again)
     app.add_middleware(Gate, api_key=api_key, metrics=core.metrics)
     return app
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
     return error_response(request.url.path, status_of(error), str(error))
+
+
+async def _ask_again(request: Request, error: Exception) -> Response:
+    """A store that another server holds for long. Not a 5xx, at which the SDK asks for a result
+    again at once and for ever: at a 429 it waits longer each time."""
+    if "locked" not in str(error) and "busy" not in str(error):
+        raise error
+    return error_response(request.url.path, 429, f"the store is busy ({error}); ask again")
 
 
 async def _refuse_invalid(core: Core, request: Request, error: Exception) -> Response:

@@ -4,9 +4,10 @@ from fastapi.responses import JSONResponse
 
 from tinsmith.backend.completions import SamplingFailed
 from tinsmith.backend.core import Busy, Gone, NotFound
+from tinsmith.backend.sequencer import TooMuchHeld
 
 # Every other mistake of a client is a 400.
-STATUS = {NotFound: 404, Gone: 410, Busy: 429, SamplingFailed: 500}
+STATUS = {NotFound: 404, Gone: 410, Busy: 429, TooMuchHeld: 429, SamplingFailed: 500}
 OPENAI_FOLDER = "/v1/"
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 CODES = {401: "invalid_api_key", 404: "not_found", 429: "rate_limit_exceeded"}

@@ -1,7 +1,8 @@
 """Sessions: opened, kept alive and ended by a client; listed and searched by any."""
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any
 
@@ -31,24 +32,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 def add_session_routes(api: APIRouter, core: Core, training: Training, samplers: Samplers) -> None:
     """The life of a session."""
-
-    def end(session_id: str, reason: dict[str, Any]) -> None:
-        core.store.sessions.end(session_id, reason)
-        core.sequencer.close(session_id)
-
-        def free() -> JsonResult:
-            training.free(session_id)
-            samplers.free(session_id)
-            return JsonResult({})
-
-        core.engine.submit("free", free, core.promises.create(f"{session_id}:finish"))
-
-    def give_up(session_id: str) -> None:
-        log.warning("session ended: no heartbeat", session_id=session_id)
-        detail = f"no heartbeat for {SESSION_TIMEOUT_S:.0f} s"
-        end(session_id, {"reason": {"type": "interrupted"}, "detail": detail})
-
-    silence = Silence(give_up)
+    end = _ending(core, training, samplers)
+    silence = Silence(partial(_give_up, end))
 
     @api.post("/create_session")
     async def create_session(request: wire.CreateSessionRequest) -> dict[str, str | None]:
@@ -80,6 +65,31 @@ def add_session_routes(api: APIRouter, core: Core, training: Training, samplers:
         return {}
 
     _add_session_listing(api, core, samplers, silence)
+
+
+def _ending(
+    core: Core, training: Training, samplers: Samplers
+) -> Callable[[str, dict[str, Any]], None]:
+    """What ends a session, for a reason, and frees what it held."""
+
+    def end(session_id: str, reason: dict[str, Any]) -> None:
+        core.store.sessions.end(session_id, reason)
+        core.sequencer.close(session_id)
+
+        def free() -> JsonResult:
+            training.free(session_id)
+            samplers.free(session_id)
+            return JsonResult({})
+
+        core.engine.submit("free", free, core.promises.create(f"{session_id}:finish"))
+
+    return end
+
+
+def _give_up(end: Callable[[str, dict[str, Any]], None], session_id: str) -> None:
+    log.warning("session ended: no heartbeat", session_id=session_id)
+    detail = f"no heartbeat for {SESSION_TIMEOUT_S:.0f} s"
+    end(session_id, {"reason": {"type": "interrupted"}, "detail": detail})
 
 
 def _add_session_listing(api: APIRouter, core: Core, samplers: Samplers, silence: Silence) -> None:
