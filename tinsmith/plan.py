@@ -177,7 +177,7 @@ class Plan:
 
     def run_records(self, wildcards: Any) -> list[str]:
         """What the jobs of a run said of themselves, and how good its stages are."""
-        folder, names = f"results/{wildcards.run}", self._run(wildcards).stage_names()
+        folder, names = f"{self.results()}/{wildcards.run}", self._run(wildcards).stage_names()
         records = [f"{folder}/{name}/run_metadata.json" for name in names]
         return records + [f"{folder}/{name}/evaluation/evaluation.json" for name in (BASE, *names)]
 
