@@ -9,7 +9,7 @@ import yaml
 
 from tests.pipeline.workflow import ROOT, Workflow
 
-# The fixture runs the whole DAG, which a busy machine takes long for.
+# The fixture runs both stages and three evaluations, which a busy machine takes long for.
 pytestmark = pytest.mark.timeout(1800)
 RUN = Path("results/seed=0")
 SMALL = {"learning_rate": 0.0015, "problems_per_step": 16, "max_tokens": 8, "eval_problems": 8}
@@ -38,7 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Work
     opponent = {"kind": "pool", "every": 3}
     values = small(tiny_model, STEPS, judge={"kind": "ground_truth"}, opponent=opponent)
     workflow = Workflow(tmp_path_factory.mktemp("debate"), values, stand_ins=False)
-    said = workflow.snakemake("--cores", "2", "results/report.html")
+    said = workflow.snakemake("--cores", "2", str(RUN / "grpo/evaluation/evaluation.json"))
     assert said.code == 0, said.text
     return workflow
 
@@ -80,6 +80,8 @@ def test_the_samples_of_an_evaluation_show_what_both_have_said(finished: Workflo
 
 def test_the_ready_config_runs_with_its_own_judge(tiny_model: Path, tmp_path: Path) -> None:
     values = small(tiny_model, {"rejection": 1, "grpo": 1})
+    few = {"problems_per_step": 4, "samples_per_problem": 4}
+    values["stages"] = [stage | few for stage in values["stages"]]
     workflow = Workflow(tmp_path, values, stand_ins=False)
     said = workflow.snakemake("--cores", "1", str(RUN / "grpo/checkpoint.json"))
     assert said.code == 0, said.text

@@ -173,6 +173,17 @@ def test_a_reward_that_is_not_the_sum_of_its_terms_is_refused():
         try_problems(task, [PROBLEM])
 
 
+@pytest.mark.parametrize("what", ["prompt", "question"])
+def test_a_problem_that_asks_nothing_is_refused(what: str):
+    class Silent(Arithmetic):
+        pass
+
+    setattr(Silent, what, lambda self, problem: "")
+    task = Silent(CHAT, config.ArithmeticTask(kind="arithmetic"))
+    with pytest.raises(TinsmithError, match=f"must have a {what}, but it is empty"):
+        try_problems(task, [PROBLEM])
+
+
 def test_a_summary_earns_what_it_leaves_out_within_its_budget():
     task = summary(weights={"compression": 1.0, "rouge": 0.0})
 

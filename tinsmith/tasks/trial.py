@@ -13,9 +13,9 @@ def try_problems(task: Task, problems: Sequence[Problem]) -> None:
     """Ask every problem and grade an empty completion of it, or raise what the task refuses."""
     nothing = Completion(task.chat.stop_token_ids[:1], (0.0,), "", is_finished=True)
     for problem in problems:
-        prompt = task.prompt(problem)
-        if not prompt:
-            raise TinsmithError(f"the problem {problem.id} must have a prompt, but it is empty")
+        for asked, what in ((task.prompt(problem), "prompt"), (task.question(problem), "question")):
+            if not asked:
+                raise TinsmithError(f"the problem {problem.id} must have a {what}, but it is empty")
         check_reward(task.reward(problem, nothing), problem)
 
 
