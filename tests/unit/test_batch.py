@@ -1,88 +1,17 @@
-"""Continuous batching without a server: admission, company, and what happens when it fails."""
+"""Continuous batching without a server: admission, and what company changes."""
 
-import copy
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from tinsmith.backend.model.adapter import AdapterWeights, LoraSettings
+from tests.batches import REQUESTS, Client, alone, assert_same, finish, make_batch, request
 from tinsmith.backend.model.base_model import BaseModel, backbone
-from tinsmith.backend.sampling.batch import MAX_PREFILLS, SamplingBatch
-from tinsmith.backend.sampling.job import Job
+from tinsmith.backend.sampling.batch import MAX_PREFILLS
 from tinsmith.backend.sampling.keys_values import PromptKeysValues, RunningKeysValues
-from tinsmith.backend.sampling.replica import make_replica
-from tinsmith.backend.sampling.request import Completion, SamplingRequest, SamplingResult
-
-NO_LIMIT = 1 << 30
-
-
-def request(prompt: Sequence[int], max_tokens: int, seed: int = 0, num_samples: int = 1):
-    return SamplingRequest(tuple(prompt), num_samples, max_tokens, 1.0, -1, 1.0, seed, frozenset())
-
-
-REQUESTS = [
-    request([5, 6, 7], 9, seed=1, num_samples=3),
-    request(range(10, 90), 2, seed=2),
-    request([5], 70, seed=3, num_samples=2),
-    request(range(3, 67), 1, seed=4),
-    request([8, 9], 30, seed=5),
-]
-
-
-class Client:
-    """Waits for the result of one request."""
-
-    def __init__(self, request: SamplingRequest) -> None:
-        self.results: list[SamplingResult] = []
-        self.errors: list[BaseException] = []
-        self.job = Job(request, self.results.append, self.errors.append)
-
-    @property
-    def completions(self) -> list[Completion]:
-        [result] = self.results
-        assert not self.errors
-        return result.sequences
-
-
-def make_batch(
-    base: BaseModel,
-    token_budget: int = 8192,
-    max_tokens_kept: int = NO_LIMIT,
-    block_rows: int | None = None,
-) -> tuple[SamplingBatch, PreTrainedModel]:
-    replica = make_replica(base, None)
-    return SamplingBatch(base, replica, token_budget, max_tokens_kept, block_rows), replica
-
-
-def finish(batch: SamplingBatch) -> None:
-    for _ in range(1000):
-        if batch.is_idle:
-            return
-        batch.step()
-    raise AssertionError("the batch never became idle")
-
-
-def alone(base: BaseModel) -> list[list[Completion]]:
-    found = []
-    for asked in REQUESTS:
-        batch, _ = make_batch(base)
-        client = Client(asked)
-        batch.add(client.job)
-        finish(batch)
-        found.append(client.completions)
-    return found
-
-
-def assert_same(one: list[Completion], two: list[Completion]) -> None:
-    assert [c.tokens for c in one] == [c.tokens for c in two]
-    for a, b in zip(one, two, strict=True):
-        assert a.stop_reason == b.stop_reason
-        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
 
 
 @pytest.mark.parametrize("token_budget", [1, 70, 8192])
@@ -211,118 +140,3 @@ def test_slots_of_many_short_rows_do_not_grow_to_the_length_of_a_long_one():
     running.admit(range(1, 90), prompt(10), 0, 10)
     keys, _ = running.update(token[:1], token[:1], 0)
     assert keys.untyped_storage().nbytes() <= bound * 2 * 4 * keys.itemsize
-
-
-@pytest.mark.parametrize("steps_before", [0, 1, 4])
-def test_a_cancelled_request_leaves_the_batch_and_changes_nobody_elses_tokens(
-    base: BaseModel, steps_before: int
-):
-    expected = alone(base)
-    batch, _ = make_batch(base, max_tokens_kept=700)
-    clients = [Client(asked) for asked in REQUESTS]
-    for client in clients:
-        batch.add(client.job)
-    for _ in range(steps_before):
-        batch.step()
-    for cancelled in (0, 2):
-        batch.cancel(clients[cancelled].job)
-    finish(batch)
-    for number in (0, 2):
-        assert not clients[number].results
-        assert not clients[number].errors
-    for number in (1, 3, 4):
-        assert_same(clients[number].completions, expected[number])
-
-
-def test_a_cancelled_request_frees_its_room_at_once(base: BaseModel):
-    batch, _ = make_batch(base, max_tokens_kept=300)
-    large = Client(request([5, 6], 200, num_samples=50))
-    small = Client(request([7], 1))
-    batch.add(large.job)
-    batch.add(small.job)
-    batch.step()
-    assert not small.results
-    batch.cancel(large.job)
-    batch.step()
-    assert small.results
-    assert batch.is_idle
-
-
-def test_after_new_weights_a_running_row_goes_on_with_the_keys_and_values_it_has(
-    base: BaseModel,
-):
-    """Against transformers' own cache: filled by one set of weights, read by another."""
-    old, new = (random_adapter(base, seed) for seed in (1, 2))
-    asked = request([5, 6, 7, 8, 9], 12, seed=3)
-    batch = SamplingBatch(base, make_replica(base, old), 8192, NO_LIMIT)
-    client = Client(asked)
-    batch.add(client.job)
-    for _ in range(5):  # six tokens: the prefill draws the first
-        batch.step()
-    batch.replace(make_replica(base, new))
-    finish(batch)
-    [completion] = client.completions
-
-    modules = [merged(base, weights) for weights in (old, new)]
-    cache, feed = DynamicCache(), torch.tensor([asked.prompt])
-    for place, (token, logprob) in enumerate(
-        zip(completion.tokens, completion.logprobs, strict=True)
-    ):
-        with torch.no_grad():
-            output = modules[place >= 6](input_ids=feed, past_key_values=cache, use_cache=True)
-        expected = output.logits[0, -1].float().log_softmax(-1)[token]
-        assert logprob == pytest.approx(float(expected), abs=1e-5)
-        feed = torch.tensor([[token]])
-
-
-def random_adapter(base: BaseModel, seed: int) -> AdapterWeights:
-    settings = LoraSettings(rank=2, alpha=4.0)
-    generator = torch.Generator().manual_seed(seed)
-    pairs = {
-        name: (0.2 * torch.randn(2, linear.in_features, generator=generator),
-               0.2 * torch.randn(linear.out_features, 2, generator=generator))
-        for name, linear in base.module.named_modules()
-        if isinstance(linear, nn.Linear) and name != "lm_head"
-    }  # fmt: skip
-    return AdapterWeights(settings, pairs)
-
-
-def merged(base: BaseModel, weights: AdapterWeights) -> PreTrainedModel:
-    """Plain transformers with W + scaling B A."""
-    module = copy.deepcopy(base.module)
-    for name, (a, b) in weights.pairs.items():
-        weight = module.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
-        weight.data += weights.settings.scaling * (b @ a)
-    return module
-
-
-class OutOfMemory(nn.Module):
-    def forward(self, **_: object) -> None:
-        raise torch.OutOfMemoryError("no memory left")
-
-
-@pytest.mark.parametrize("steps_before", [0, 4])
-def test_everyone_is_told_when_a_step_fails_and_the_batch_can_go_on(
-    base: BaseModel, steps_before: int
-):
-    batch, replica = make_batch(base)
-    clients = [Client(asked) for asked in (REQUESTS[0], REQUESTS[2], REQUESTS[4])]
-    batch.add(clients[0].job)
-    batch.add(clients[1].job)
-    for _ in range(steps_before):
-        batch.step()
-    batch.add(clients[2].job)
-    working = backbone(replica)
-    setattr(replica, replica.base_model_prefix, OutOfMemory())
-    with pytest.raises(torch.OutOfMemoryError) as caught:
-        batch.step()
-    batch.fail_all(caught.value)
-    assert [client.errors for client in clients] == [[caught.value]] * 3
-    assert batch.is_idle
-
-    setattr(replica, replica.base_model_prefix, working)
-    again = Client(REQUESTS[0])
-    batch.add(again.job)
-    finish(batch)
-    assert_same(again.completions, alone(base)[0])
