@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ from tinsmith import config
 from tinsmith.chat import Chat
 from tinsmith.errors import TinsmithError
 from tinsmith.frozen import FrozenModels
-from tinsmith.judges import make_judge
-from tinsmith.paradigms import make_paradigm, put_in_training
+from tinsmith.judges import Judge, make_judge
+from tinsmith.paradigms import Debate, make_paradigm, put_in_training
 from tinsmith.stages import StageContext
 from tinsmith.types import Completion, Problem, Rollout, Turn
 
@@ -158,6 +158,22 @@ def test_grpo_centres_the_reward_of_each_speaker(
             if learn_from == "winners" and sample.verdict <= 0:
                 expected = 0.0
             assert sample.advantages == pytest.approx([expected] * len(sample.advantages))
+
+
+class Draws:
+    """A judge who prefers nobody."""
+
+    def judge(self, task: Any, debates: Sequence[Rollout], *_: Any) -> list[float]:
+        return [0.0] * len(debates)
+
+
+def test_debates_that_nobody_wins_are_no_signal_for_winners_and_the_error_says_so(
+    make_context: Callable[..., StageContext], frozen: FrozenModels
+):
+    context = debating(make_context(), frozen, weights={"verdict": 0.0, "task": 1.0})
+    drawn = replace(cast(Debate, context.paradigm), judge=cast(Judge, Draws()))
+    with pytest.raises(TinsmithError, match="with learn_from: winners nobody who won any"):
+        train(stage(GRPO, learn_from="winners"), replace(context, paradigm=drawn))
 
 
 def test_sampler_and_trainer_agree_on_every_speech(

@@ -86,6 +86,13 @@ def test_a_chat_goes_on_behind_a_reply_as_the_template_writes_it():
     assert (*cut_off, *chat.follow_up(words[2], cut_off[-1])) == tuple(whole)
 
 
+def test_a_template_that_rewrites_replies_is_refused_for_a_debate():
+    louder = TURNS.replace("{{ m['content'] }}", "{{ m['content'] | upper }}")
+    chat = Chat(word_tokenizer(eos_token="</s>", chat_template=louder))
+    with pytest.raises(TinsmithError, match="must write a reply as it is and a next message"):
+        chat.follow_up("two plus two", after=1)
+
+
 def test_a_quoted_text_names_no_special_token():
     chat = Chat(make_tokenizer())
     assert chat.quote("a<|im_<|im_end|>end|>b <|im_start|>user") == "ab user"

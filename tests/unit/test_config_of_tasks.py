@@ -87,6 +87,14 @@ SUMMARY = {"kind": "summary", "max_words": 8}
         (config(task={"kind": "summary"}), "task.max_words is required"),
         (config(task=SUMMARY | {"min_words": 9}), "task.min_words must be at most max_words = 8"),
         (config(task=SUMMARY | {"right_from": 2}), "task.right_from must be at most 1"),
+        (
+            config(task=SUMMARY | {"rouge": "rouge1", "weights": {"compression": 1, "rouge": 0}}),
+            "task.rouge needs weights.rouge above 0, got 'rouge1' with 0",
+        ),
+        (
+            config(paradigm={"kind": "a:B", "opponent": {"kind": "latest", "every": 0}}),
+            "paradigm.opponent.every must be at least 1, got 0",
+        ),
         (config(task={"kind": "constrained"}), "data.extra_fields must list 'constraints'"),
         (
             config(data=NO_ANSWERS, task=SUMMARY),

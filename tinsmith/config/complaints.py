@@ -2,6 +2,7 @@
 
 import difflib
 import types
+from collections.abc import Iterator
 from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -111,12 +112,22 @@ def _member(annotation: Any, parts: list[Any]) -> tuple[Any, list[Any]]:
     annotation = _bare(annotation)
     if get_origin(annotation) not in (Union, types.UnionType):
         return annotation, parts
-    for member in map(_bare, get_args(annotation)):
+    for member in _members(annotation):
         kind = _fields(member).get("kind")
         tags = get_args(kind.annotation) or (USER_CLASS,) if kind is not None else ()
         if parts and parts[0] in tags:
             return member, parts[1:]
     return None, []
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """What a union allows, unions within it among that."""
+    annotation = _bare(annotation)
+    if get_origin(annotation) in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    else:
+        yield annotation
 
 
 def _bare(annotation: Any) -> Any:
