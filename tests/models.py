@@ -30,8 +30,11 @@ def make_model(
     tokenizer: "PreTrainedTokenizerFast | None" = None,
     context_length: int = CONTEXT_LENGTH,
     initializer_range: float = INITIALIZER_RANGE,
+    head_dim: int | None = None,
 ) -> Path:
     """Write a random `qwen3` (tied embeddings, query and key norms) or `llama` model.
+
+    `head_dim` of None is 16 and 8, smaller than what vLLM computes on a CPU.
 
     Its generation config asks for nearly greedy sampling, which nobody who serves it may heed.
     """
@@ -54,12 +57,12 @@ def make_model(
         if architecture == "qwen3":
             model = Qwen3ForCausalLM(
                 Qwen3Config(hidden_size=48, intermediate_size=96, num_key_value_heads=2,
-                            head_dim=16, tie_word_embeddings=True, **sizes)
+                            head_dim=head_dim or 16, tie_word_embeddings=True, **sizes)
             )  # fmt: skip
         else:
             model = LlamaForCausalLM(
                 LlamaConfig(hidden_size=32, intermediate_size=64, num_key_value_heads=1,
-                            tie_word_embeddings=False, **sizes)
+                            head_dim=head_dim, tie_word_embeddings=False, **sizes)
             )  # fmt: skip
     model.save_pretrained(directory)
     config = {"eos_token_id": tokenizer.eos_token_id, "do_sample": True, "temperature": 0.01}

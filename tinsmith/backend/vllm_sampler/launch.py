@@ -1,0 +1,161 @@
+"""How a vLLM engine is started, and what to change when that fails."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinsmith.backend.model.base_model import choose_device, choose_dtype
+from tinsmith.backend.sampling.memory import free_machine_bytes
+from tinsmith.backend.settings import ServerSettings
+from tinsmith.errors import TinsmithError
+
+ROOT = Path(__file__).parents[3]
+PYTHON_VARIABLE = "TINKER_LOCAL_VLLM_PYTHON"
+# Requests that compute together; what waits beyond them stays with the server.
+MAX_SEQUENCES = 256
+MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
+MAX_CPU_CACHE_BYTES = 4 << 30
+# What vLLM prints -> what to do about it.
+ADVICE = (
+    (
+        r"Free memory on device|desired (GPU|CPU) memory",
+        "less memory is free than vLLM is to take: lower vllm_gpu_memory_utilization, or end what "
+        "else runs there",
+    ),
+    (
+        r"cache blocks|KV cache|max seq len",
+        "the cache does not hold one sequence: lower vllm_max_model_len, or raise "
+        "vllm_gpu_memory_utilization",
+    ),
+    (
+        r"out of memory|can't allocate memory|not enough memory",
+        "lower vllm_gpu_memory_utilization, vllm_max_model_len or vllm_max_loras, or set "
+        "vllm_tensor_parallel_size to the number of GPUs",
+    ),
+    (
+        r"infer device type|libcuda|[Nn]o CUDA|NVIDIA driver|CUDA driver|device-side",
+        "vLLM sees no GPU that it can use: check nvidia-smi and the driver's version; on a machine "
+        "without a GPU start with --device cpu",
+    ),
+    (
+        r"not supported|[Uu]nsupported|no module or parameter|unexpected keyword",
+        "vLLM does not compute this model here: start with --sampler transformers",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """The interpreter of vLLM's environment, its variables, and what the engine is made of."""
+
+    python: Path
+    environment: Mapping[str, str]
+    engine: Mapping[str, Any]
+
+    @property
+    def merges(self) -> bool:
+        """Whether adapters are merged into the engine's weights, one at a time."""
+        return self.engine["merges"]
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether the engine gives up its memory while the trainer computes."""
+        return self.engine["sleeps"]
+
+    def with_rank(self, rank: int) -> "Launch":
+        """The same with room for adapters of `rank`."""
+        fitting = next(size for size in MAX_RANKS if size >= rank)
+        return replace(self, engine={**self.engine, "max_lora_rank": fitting})
+
+
+def launch_of(source: str, settings: ServerSettings, context_length: int) -> Launch:
+    """How the engine of a model is started; refused where it cannot be."""
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = ""  # the server's packages are not the engine's
+    environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    sleeps = False
+    if device.type == "cpu":
+        _limit_cpu(environment, settings.threads)
+    else:
+        gpus, is_shared = choose_gpus(
+            torch.cuda.device_count(), device.index or 0, settings.vllm_tensor_parallel_size
+        )
+        environment["CUDA_VISIBLE_DEVICES"] = _visible(gpus)
+        # With half of the memory or less to each, both can stay.
+        sleeps = is_shared and settings.vllm_gpu_memory_utilization > 0.5
+    if settings.vllm_enforce_eager:
+        environment["TORCHDYNAMO_DISABLE"] = "1"
+    engine = {
+        "model": source,
+        "dtype": str(dtype).removeprefix("torch."),
+        # The last sampled token is never fed back, so it may lie one past the context.
+        "max_model_len": settings.vllm_max_model_len or context_length + 1,
+        "gpu_memory_utilization": settings.vllm_gpu_memory_utilization,
+        "tensor_parallel_size": settings.vllm_tensor_parallel_size,
+        "enforce_eager": settings.vllm_enforce_eager,
+        "max_num_seqs": MAX_SEQUENCES,
+        "sleeps": sleeps,
+        # As the transformers sampler does: in 16 bits a small update would be rounded away.
+        "merges": device.type == "cpu" and dtype == torch.float32,
+        "max_lora_rank": 32,
+        "max_loras": settings.vllm_max_loras,
+    }
+    return Launch(find_python(device.type, environment), environment, engine)
+
+
+def find_python(device_type: str, environment: Mapping[str, str]) -> Path:
+    """The interpreter of vLLM's environment: what the variable names, or the one that `make`
+    made beside Tinsmith."""
+    name = "vllm-cuda" if device_type == "cuda" else "vllm-cpu"
+    given = environment.get(PYTHON_VARIABLE)
+    python = Path(given) if given else ROOT / ".venvs" / name / "bin" / "python"
+    if not python.is_file():
+        raise TinsmithError(
+            f"sampler vllm: there is no {python}; run `make {name}`, or let {PYTHON_VARIABLE} name "
+            "the Python of an environment with vLLM, or start with --sampler transformers"
+        )
+    return python
+
+
+def choose_gpus(count: int, trainer: int, tensor_parallel_size: int) -> tuple[list[int], bool]:
+    """GPUs for an engine: others than the trainer's if there are enough, else that one too.
+    Also whether they share."""
+    others = [index for index in range(count) if index != trainer]
+    if len(others) >= tensor_parallel_size:
+        return others[:tensor_parallel_size], False
+    if count < tensor_parallel_size:
+        raise TinsmithError(
+            f"vllm_tensor_parallel_size must be at most the number of GPUs, {count}, got "
+            f"{tensor_parallel_size}"
+        )
+    return sorted([trainer, *others[: tensor_parallel_size - 1]]), True
+
+
+def advice(words: str) -> str:
+    """What to change, given vLLM's last words."""
+    for pattern, remedy in ADVICE:
+        if re.search(pattern, words):
+            return remedy
+    return "all that vLLM said is in the server's log; --sampler transformers does without it"
+
+
+def _visible(gpus: list[int]) -> str:
+    """The GPUs in the terms of a variable that may hide some already."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = given.split(",") if given else None
+    return ",".join(names[gpu].strip() if names else str(gpu) for gpu in gpus)
+
+
+def _limit_cpu(environment: dict[str, str], threads: int | None) -> None:
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    cache_bytes = min(MAX_CPU_CACHE_BYTES, free_machine_bytes() // 4)
+    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", f"{max(1, cache_bytes >> 30)}")

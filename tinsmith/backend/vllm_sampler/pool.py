@@ -1,0 +1,132 @@
+"""What goes to a vLLM engine, and what stays with the trainer's own model."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tinsmith.backend.model.adapter import LoraSettings
+from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.sampling.interface import Sampling
+from tinsmith.backend.sampling.job import Job
+from tinsmith.backend.sampling.pool import SamplerPool
+from tinsmith.backend.sampling.snapshots import Snapshots
+from tinsmith.backend.settings import ServerSettings
+from tinsmith.backend.vllm_sampler.launch import MAX_RANKS, launch_of
+from tinsmith.backend.vllm_sampler.line import Line
+from tinsmith.backend.vllm_sampler.messages import is_for_vllm
+from tinsmith.errors import TinsmithError
+
+# Of a vocabulary whose unembedding vLLM puts a LoRA adapter on.
+MAX_LORA_VOCABULARY = 258_048
+log = logging.getLogger(__name__)
+
+
+class VllmPool(Sampling):
+    """An engine for each base model. The few requests that vLLM does not answer as the server
+    promises are answered by the transformers sampler, on the trainer's own copy of the model."""
+
+    def __init__(
+        self,
+        bases: Mapping[str, BaseModel],
+        settings: ServerSettings,
+        snapshots: Snapshots,
+        scratch: Path,
+        local: SamplerPool,
+    ) -> None:
+        """`scratch` is a folder for adapters on their way to an engine."""
+        self.snapshots = snapshots
+        self._local = local
+        self._on_change: Callable[[], None] = lambda: None
+        self.lines = {
+            name: Line(
+                base,
+                launch_of(base.source, settings, base.context_length),
+                snapshots,
+                scratch / str(index),
+                lambda: self._on_change(),
+                settings.vllm_restart_every,
+            )
+            for index, (name, base) in enumerate(bases.items())
+        }
+        self._merges = any(line.holder.launch.merges for line in self.lines.values())
+
+    def start(self) -> None:
+        """Start the engines; refused, with what to change, if one does not start or computes
+        another model than the trainer."""
+        for line in self.lines.values():
+            line.start()
+
+    def stop(self) -> None:
+        for line in self.lines.values():
+            line.stop()
+
+    @property
+    def is_idle(self) -> bool:
+        return self._local.is_idle and not any(line.has_events for line in self.lines.values())
+
+    @property
+    def num_waiting(self) -> int:
+        return self._local.num_waiting + sum(line.num_waiting for line in self.lines.values())
+
+    @property
+    def num_running(self) -> int:
+        return self._local.num_running + sum(line.num_running for line in self.lines.values())
+
+    def add(self, snapshot_id: str, job: Job) -> None:
+        if not is_for_vllm(job.request):
+            self._local.add(snapshot_id, job)
+            return
+        self.snapshots.touch(snapshot_id)
+        self._line(snapshot_id).add(snapshot_id, job)
+
+    def step(self) -> int:
+        sampled = 0 if self._local.is_idle else self._local.step()
+        for line in self.lines.values():
+            try:
+                sampled += line.step()
+            except Exception as error:  # requests on one engine must not take the server down
+                log.exception("the requests on a vLLM engine failed")
+                line.fail_all(error)
+        return sampled
+
+    def cancel(self, job: Job) -> None:
+        self._local.cancel(job)
+        for line in self.lines.values():
+            line.cancel(job)
+
+    def replace(self, snapshot_id: str) -> None:
+        self._local.replace(snapshot_id)
+        self._line(snapshot_id).replace(snapshot_id)
+
+    def forget(self, snapshot_id: str) -> None:
+        error = TinsmithError("the weights of this sampling client were dropped")
+        self._line(snapshot_id).forget(snapshot_id, error)
+        self._local.forget(snapshot_id)
+
+    def check_adapter(self, base: BaseModel, settings: LoraSettings) -> None:
+        """Where vLLM computes adapters beside the base model, it does not take all."""
+        if self._merges:
+            return
+        if settings.rank > MAX_RANKS[-1]:
+            raise TinsmithError(
+                f"lora_config.rank must be at most {MAX_RANKS[-1]} for vLLM to sample from it, got "
+                f"{settings.rank}; start the server with --sampler transformers for a higher one"
+            )
+        if settings.train_unembed and base.vocabulary_size > MAX_LORA_VOCABULARY:
+            raise TinsmithError(
+                f"vLLM puts no adapter on an unembedding of {base.vocabulary_size} tokens (at most "
+                f"{MAX_LORA_VOCABULARY}), so it could not sample from what is trained; pass "
+                "train_unembed=False (config.yaml: lora.train_unembed: false), or start the server "
+                "with --sampler transformers"
+            )
+
+    def make_room(self) -> None:
+        for line in self.lines.values():
+            line.rest()
+
+    def listen(self, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
+
+    def _line(self, snapshot_id: str) -> Line:
+        return self.lines[self.snapshots.get_base(snapshot_id).name]

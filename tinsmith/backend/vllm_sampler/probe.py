@@ -1,0 +1,57 @@
+"""Does an engine sample from what is trained? A prompt's log-probabilities say."""
+
+import numpy as np
+import torch
+
+from tinsmith.backend.model.adapter import AdapterWeights
+from tinsmith.backend.model.base_model import BaseModel, unembed, backbone
+from tinsmith.backend.sampling.replica import make_replica
+from tinsmith.backend.sampling.request import SamplingRequest
+from tinsmith.errors import TinsmithError
+
+NUM_TOKENS = 16
+# In float32 of any token; in 16 bits, where rounding differs from kernel to kernel, of the mean.
+MAX_GAP = 1e-3
+MAX_MEAN_GAP = 0.05
+
+
+def probe_request(base: BaseModel) -> SamplingRequest:
+    """A prompt of tokens from all over the vocabulary, to be scored."""
+    length = min(NUM_TOKENS, base.context_length)
+    prompt = np.random.default_rng(0).integers(0, base.vocabulary_size, length).tolist()
+    return SamplingRequest(
+        prompt=tuple(prompt),
+        num_samples=1,
+        max_tokens=1,
+        temperature=1.0,
+        top_k=-1,
+        top_p=1.0,
+        seed=0,
+        stop_token_ids=frozenset(),
+        wants_prompt_logprobs=True,
+    )
+
+
+@torch.inference_mode()
+def expected_logprobs(
+    base: BaseModel, weights: AdapterWeights | None, request: SamplingRequest
+) -> np.ndarray:
+    """Log-probabilities [T - 1] of the prompt's tokens but the first, as the trainer has them."""
+    module = make_replica(base, weights, merges=False)
+    ids_1T = torch.tensor([request.prompt], device=base.device)
+    hidden_TD = backbone(module)(input_ids=ids_1T, use_cache=False).last_hidden_state[0, :-1]
+    logprobs_TV = torch.log_softmax(unembed(module, hidden_TD), dim=-1)
+    return logprobs_TV.gather(1, ids_1T[0, 1:, None])[:, 0].cpu().numpy()
+
+
+def check_probe(found: np.ndarray, expected: np.ndarray, dtype: torch.dtype) -> None:
+    """Refuse weights that do not give the trainer's log-probabilities."""
+    gaps = np.abs(found - expected)
+    is_exact = dtype == torch.float32
+    gap, limit = (gaps.max(), MAX_GAP) if is_exact else (gaps.mean(), MAX_MEAN_GAP)
+    if not gap <= limit:  # a NaN is no agreement
+        raise TinsmithError(
+            f"vLLM does not sample from the weights that it was given: the log-probabilities of a "
+            f"probe differ from the trainer's by {gap:.3g} {'at most' if is_exact else 'on average'}"
+            f", allowed: {limit}; start the server with --sampler transformers"
+        )
