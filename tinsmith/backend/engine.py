@@ -9,11 +9,13 @@ import structlog
 
 from tinsmith.backend.futures import Failure, Promise, Result
 from tinsmith.backend.metrics import Metrics
-from tinsmith.backend.sampling.pool import SamplerPool
+from tinsmith.backend.sampling.interface import Sampling
 from tinsmith.errors import TinsmithError
 
 # Sampling alone for long does not entitle operations to more than this in one go.
 MAX_CREDIT_S = 1.0
+# Operations that need the memory of the trainer's device.
+COMPUTING = {"create_model", "load_weights", "forward", "forward_backward", "optim_step"}
 log = structlog.stdlib.get_logger(__name__)
 
 
@@ -26,7 +28,7 @@ class Engine:
     """
 
     def __init__(
-        self, sampler: SamplerPool, metrics: Metrics, on_death: Callable[[BaseException], None]
+        self, sampler: Sampling, metrics: Metrics, on_death: Callable[[BaseException], None]
     ) -> None:
         """`on_death` is called on the engine's thread if that ends by an error, once."""
         self._sampler = sampler
@@ -39,6 +41,7 @@ class Engine:
         self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
 
     def start(self) -> None:
+        self._sampler.listen(self._wake)
         self._thread.start()
 
     def stop(self) -> None:
@@ -66,6 +69,11 @@ class Engine:
             self._operations.append((name, operation, promise))
             self._changed.notify()
 
+    def _wake(self) -> None:
+        """Look for work again; the sampler calls it when some came from outside."""
+        with self._changed:
+            self._changed.notify()
+
     def _live(self) -> None:
         try:
             self._run()
@@ -86,6 +94,8 @@ class Engine:
                 next_up = self._operations.popleft() if is_turn else None
             start = time.monotonic()
             if next_up is not None:
+                if next_up[0] in COMPUTING:
+                    self._sampler.make_room()
                 _execute(*next_up)
                 took_s = time.monotonic() - start
                 self._metrics.operation_s.labels(next_up[0]).observe(took_s)

@@ -24,13 +24,14 @@ from tinsmith.backend.metrics import Metrics
 from tinsmith.backend.model.base_model import BaseModel, load_base_models
 from tinsmith.backend.model.check import check_model
 from tinsmith.backend.model.loss_choice import check_substitutes
-from tinsmith.backend.ranks.group import RankGroup, running_ranks
+from tinsmith.backend.sampling.interface import Sampling
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.backend.sampling.snapshots import Snapshots
 from tinsmith.backend.seeds import Seeds
 from tinsmith.backend.sequencer import Sequencer
 from tinsmith.backend.storage.expiry import expiring_checkpoints
 from tinsmith.backend.storage.store import Store
+from tinsmith.backend.vllm_sampler.pool import VllmPool
 from tinsmith.backend.wire.app import make_app
 from tinsmith.errors import TinsmithError
 from tinsmith.settings import ServerSettings
@@ -98,11 +99,9 @@ def _working_core(settings: ServerSettings, ranks: RankGroup | None) -> Iterator
     device = next(iter(bases.values())).device
     given = settings.token_budget
     token_budget = TOKEN_BUDGET[device.type] if given == "auto" else given
-    pool = SamplerPool(snapshots, token_budget)
     promises, metrics = Promises(), Metrics()
-    engine = Engine(pool, metrics, lambda error: promises.close(_engine_stopped(error)))
-    engine.start()
     try:
+<<<<<<< HEAD
         yield Core(
             bases=bases,
             store=store,
@@ -116,10 +115,50 @@ def _working_core(settings: ServerSettings, ranks: RankGroup | None) -> Iterator
             metrics=metrics,
             ranks=ranks,
         )
+=======
+        with _sampling(settings, bases, snapshots, token_budget) as pool:
+            engine = Engine(pool, metrics, lambda error: promises.close(_engine_stopped(error)))
+            engine.start()
+            try:
+                yield Core(
+                    bases=bases,
+                    store=store,
+                    pool=pool,
+                    engine=engine,
+                    settings=settings,
+                    seeds=Seeds(settings.seed),
+                    token_budget=token_budget,
+                    promises=promises,
+                    sequencer=Sequencer(promises),
+                    metrics=metrics,
+                )
+            finally:
+                engine.stop()
+>>>>>>> 1730e18 (Verify what vLLM samples from by a probe; choose the sampler by a setting)
     finally:
-        engine.stop()
         snapshots.remove_all()
         store.close()
+
+
+@contextmanager
+def _sampling(
+    settings: ServerSettings,
+    bases: Mapping[str, BaseModel],
+    snapshots: Snapshots,
+    token_budget: int,
+) -> Iterator[Sampling]:
+    """The sampler that the settings choose, as long as the block."""
+    local = SamplerPool(snapshots, token_budget)
+    if settings.sampler == "transformers":
+        yield local
+        return
+    pool = VllmPool(bases, settings, snapshots, local)
+    try:
+        with ThreadPoolExecutor(1) as starter:  # it computes, to compare
+            starter.submit(pool.start).result()
+        yield pool
+    finally:
+        pool.stop()
 
 
 def _engine_stopped(error: BaseException) -> Failure:

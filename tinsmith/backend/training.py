@@ -182,8 +182,10 @@ class Training:
 
     def _make(self, base_model: str, settings: LoraSettings, seed: int) -> Trainer:
         core = self._core
+        base = core.base(base_model)
+        core.pool.check_adapter(base, settings)
         return Trainer(
-            core.base(base_model),
+            base,
             settings,
             seed,
             core.token_budget,

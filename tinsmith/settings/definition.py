@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 PREFIX = "TINKER_LOCAL_"
@@ -95,12 +95,6 @@ class LocalSettings(BaseModel):
     vllm_restart_every: Natural = setting(
         0, "weights that vLLM takes before it is restarted; 0: it never is"
     )
-
-    @model_validator(mode="after")
-    def _sampler_is_there(self) -> "LocalSettings":
-        if self.sampler == "vllm":
-            raise ValueError("sampler must be transformers, since vLLM is not built in yet")
-        return self
 
 
 class ServerSettings(LocalSettings):

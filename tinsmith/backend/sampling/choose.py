@@ -39,12 +39,17 @@ def choose(
         logprobs_nV[cut] = _truncated(logprobs_nV[cut], [requests[i] for i in cut])
     tokens_nk = draw(logprobs_nV, temperature, uniform_nk)
     chosen_nk = logprobs_nV.gather(1, tokens_nk).cpu().numpy()
-    if np.isnan(chosen_nk).any():
+    refuse_diverged(chosen_nk)
+    return Choice(tokens_nk.cpu().numpy(), chosen_nk, _top_of_rows(logprobs_nV, requests))
+
+
+def refuse_diverged(logprobs: np.ndarray) -> None:
+    """Refuse the log-probabilities of weights that have become useless."""
+    if np.isnan(logprobs).any():
         raise TinsmithError(
             "the model's logits must be finite, got NaN: the weights that are sampled from have "
             "diverged; go back to an earlier checkpoint and lower the learning rate"
         )
-    return Choice(tokens_nk.cpu().numpy(), chosen_nk, _top_of_rows(logprobs_nV, requests))
 
 
 def tempered_logprobs(logits_nV: Tensor, temperatures: Sequence[float]) -> Tensor:

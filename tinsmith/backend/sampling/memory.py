@@ -31,6 +31,11 @@ def max_tokens_kept(base: BaseModel) -> int:
 def _free_bytes(base: BaseModel) -> int:
     if base.device.type == "cuda":
         return torch.cuda.mem_get_info(base.device)[0]
+    return free_machine_bytes()
+
+
+def free_machine_bytes() -> int:
+    """What the machine, and the control groups around this process, leave of main memory."""
     membership = Path("/proc/self/cgroup")
     text = membership.read_text(encoding="utf-8") if membership.exists() else ""
     available = psutil.virtual_memory().available

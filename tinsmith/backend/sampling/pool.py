@@ -1,8 +1,12 @@
 """The batches that run on snapshots, and the snapshots that wait for one."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
+from tinsmith.backend.model.adapter import LoraSettings
+from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.sampling.batch import SamplingBatch
+from tinsmith.backend.sampling.interface import Sampling
 from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.sampling.memory import max_tokens_kept
 from tinsmith.backend.sampling.replica import make_replica
@@ -17,7 +21,7 @@ MAX_REPLICAS = 3
 MIN_STEPS = 64
 
 
-class SamplerPool:
+class SamplerPool(Sampling):
     """Batches by snapshot; those with work take turns, a token per row each.
 
     Where more snapshots have work than there are replicas, the one that ran for longest takes no
@@ -97,6 +101,15 @@ class SamplerPool:
         for job in self._queues.pop(snapshot_id, ()):
             job.fail(error)
         self.snapshots.remove(snapshot_id)
+
+    def check_adapter(self, base: BaseModel, settings: LoraSettings) -> None:
+        """Whatever is trained here can be sampled from here."""
+
+    def make_room(self) -> None:
+        """Batches keep what they have: it was sized to leave the trainer its part."""
+
+    def listen(self, on_change: Callable[[], None]) -> None:
+        """Nothing changes but on the engine's thread."""
 
     def _open_waiting(self) -> None:
         """Give replicas to the snapshots in line, as far as there are any."""

@@ -23,7 +23,7 @@ def make_replica(base: BaseModel, adapter: AdapterWeights | None) -> PreTrainedM
     use_keys_values(module)
     pairs = {} if adapter is None else adapter.pairs
     scaling = 0.0 if adapter is None else adapter.settings.scaling
-    merges = base.device.type == "cpu" and base.dtype == torch.float32
+    merges = should_merge(base.device, base.dtype)
     for name, layer in _linear_layers(module):
         pair = pairs.get(name)
         if merges:
@@ -32,6 +32,11 @@ def make_replica(base: BaseModel, adapter: AdapterWeights | None) -> PreTrainedM
             _replace(module, name, AdaptedLinear(layer, pair, scaling))
     _assert_all_applied(module, pairs)
     return module
+
+
+def should_merge(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether adapters are merged into weights of their own."""
+    return device.type == "cpu" and dtype == torch.float32
 
 
 class MergedLinear(nn.Module):

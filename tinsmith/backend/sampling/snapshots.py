@@ -28,7 +28,7 @@ class Snapshots:
     def __init__(self, directory: Path, min_free_bytes: int = MIN_FREE_BYTES) -> None:
         """`directory` belongs to this server alone; what an earlier one left there is removed."""
         shutil.rmtree(directory, ignore_errors=True)
-        self._directory = directory
+        self.directory = directory
         self._min_free_bytes = min_free_bytes
         self._bases: dict[str, BaseModel] = {}
         self._in_memory: OrderedDict[str, AdapterWeights | None] = OrderedDict()
@@ -64,7 +64,7 @@ class Snapshots:
         except OSError as error:
             self.remove(snapshot_id)
             raise TinsmithError(
-                f"a snapshot of earlier weights cannot be moved to {self._directory}: "
+                f"a snapshot of earlier weights cannot be moved to {self.directory}: "
                 f"{error.strerror}; make room on the disk, or end clients that are done"
             ) from error
 
@@ -100,6 +100,10 @@ class Snapshots:
             return base, self._in_memory[snapshot_id]
         return base, AdapterWeights.load(self._path(snapshot_id), self._on_disk[snapshot_id])
 
+    def base(self, snapshot_id: str) -> BaseModel:
+        """The base model of a snapshot."""
+        return self._bases[snapshot_id]
+
     def touch(self, snapshot_id: str) -> None:
         """Note that a snapshot is in use."""
         self._last_used[snapshot_id] = time.monotonic()
@@ -119,7 +123,7 @@ class Snapshots:
     def remove_all(self) -> None:
         for snapshot_id in list(self._bases):
             self.remove(snapshot_id)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _spill(self) -> None:
         held = [key for key, weights in self._in_memory.items() if weights is not None]
@@ -134,15 +138,15 @@ class Snapshots:
 
     def _drop_idle(self) -> None:
         """While the disk is short, drop the snapshot on it that has been idle for longest."""
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
         latest = time.monotonic() - IDLE_S
         stored = self._on_disk.keys() - self._pinned  # a pinned file belongs to a checkpoint
         idle = [key for key in stored if self._last_used[key] < latest]
         for snapshot_id in sorted(idle, key=self._last_used.__getitem__):
-            if shutil.disk_usage(self._directory).free >= self._min_free_bytes:
+            if shutil.disk_usage(self.directory).free >= self._min_free_bytes:
                 return
             self.remove(snapshot_id)
             self.dropped.add(snapshot_id)
 
     def _path(self, snapshot_id: str) -> Path:
-        return self._directory / snapshot_id.replace(":", "_")
+        return self.directory / snapshot_id.replace(":", "_")

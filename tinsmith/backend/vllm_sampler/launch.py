@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from tinsmith.backend.model.base_model import choose_device, choose_dtype
+from tinsmith.backend.model.adapter import LoraSettings, linear_layers
+from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.sampling.memory import free_machine_bytes
-from tinsmith.backend.settings import ServerSettings
+from tinsmith.backend.sampling.replica import should_merge
 from tinsmith.errors import TinsmithError
+from tinsmith.settings import ServerSettings
 
 ROOT = Path(__file__).parents[3]
 PYTHON_VARIABLE = "TINKER_LOCAL_VLLM_PYTHON"
@@ -20,6 +22,11 @@ PYTHON_VARIABLE = "TINKER_LOCAL_VLLM_PYTHON"
 MAX_SEQUENCES = 256
 MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 MAX_CPU_CACHE_BYTES = 4 << 30
+FIRST_MAX_RANK = 32  # an adapter of a higher one makes a new engine with room for it
+# Of a vocabulary whose unembedding vLLM puts an adapter on.
+MAX_LORA_VOCABULARY = 258_048
+# Of a GPU's memory: an engine with more gives it up while the trainer computes there.
+MAX_SHARE_AWAKE = 0.5
 # What vLLM prints -> what to do about it.
 ADVICE = (
     (
@@ -73,41 +80,46 @@ class Launch:
         return replace(self, engine={**self.engine, "max_lora_rank": fitting})
 
 
-def launch_of(source: str, settings: ServerSettings, context_length: int) -> Launch:
+def launch_of(base: BaseModel, settings: ServerSettings) -> Launch:
     """How the engine of a model is started; refused where it cannot be."""
-    device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device)
     environment = dict(os.environ)
-    environment["PYTHONPATH"] = ""  # the server's packages are not the engine's
+    environment.pop("PYTHONPATH", None)  # the server's packages are not the engine's
     environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     sleeps = False
-    if device.type == "cpu":
-        _limit_cpu(environment, settings.threads)
+    if base.device.type == "cpu":
+        _limit_cpu(environment, settings)
     else:
         gpus, is_shared = choose_gpus(
-            torch.cuda.device_count(), device.index or 0, settings.vllm_tensor_parallel_size
+            torch.cuda.device_count(), base.device.index or 0, settings.vllm_tensor_parallel_size
         )
         environment["CUDA_VISIBLE_DEVICES"] = _visible(gpus)
-        # With half of the memory or less to each, both can stay.
-        sleeps = is_shared and settings.vllm_gpu_memory_utilization > 0.5
+        sleeps = is_shared and settings.vllm_gpu_memory_utilization > MAX_SHARE_AWAKE
     if settings.vllm_enforce_eager:
         environment["TORCHDYNAMO_DISABLE"] = "1"
     engine = {
-        "model": source,
-        "dtype": str(dtype).removeprefix("torch."),
+        "model": base.source,
+        "dtype": str(base.dtype).removeprefix("torch."),
         # The last sampled token is never fed back, so it may lie one past the context.
-        "max_model_len": settings.vllm_max_model_len or context_length + 1,
+        "max_model_len": settings.vllm_max_model_len or base.context_length + 1,
         "gpu_memory_utilization": settings.vllm_gpu_memory_utilization,
         "tensor_parallel_size": settings.vllm_tensor_parallel_size,
         "enforce_eager": settings.vllm_enforce_eager,
         "max_num_seqs": MAX_SEQUENCES,
         "sleeps": sleeps,
-        # As the transformers sampler does: in 16 bits a small update would be rounded away.
-        "merges": device.type == "cpu" and dtype == torch.float32,
-        "max_lora_rank": 32,
+        "merges": should_merge(base.device, base.dtype),
+        "max_lora_rank": FIRST_MAX_RANK,
         "max_loras": settings.vllm_max_loras,
+        "lora_layers": _adapted_layers(base),
     }
-    return Launch(find_python(device.type, environment), environment, engine)
+    return Launch(find_python(base.device.type, environment), environment, engine)
+
+
+def _adapted_layers(base: BaseModel) -> list[str] | None:
+    """The kinds of layers that vLLM puts adapters on; None: all that it can."""
+    if base.vocabulary_size <= MAX_LORA_VOCABULARY:
+        return None
+    settings = LoraSettings(rank=1, alpha=1.0, train_unembed=False)
+    return sorted({name.rsplit(".", 1)[-1] for name in linear_layers(base.module, settings)})
 
 
 def find_python(device_type: str, environment: Mapping[str, str]) -> Path:
@@ -153,9 +165,14 @@ def _visible(gpus: list[int]) -> str:
     return ",".join(names[gpu].strip() if names else str(gpu) for gpu in gpus)
 
 
-def _limit_cpu(environment: dict[str, str], threads: int | None) -> None:
-    if threads is not None:
-        environment["OMP_NUM_THREADS"] = str(threads)
+def _limit_cpu(environment: dict[str, str], settings: ServerSettings) -> None:
+    if settings.vllm_tensor_parallel_size != 1:
+        raise TinsmithError(
+            "vllm_tensor_parallel_size must be 1 on a CPU, got "
+            f"{settings.vllm_tensor_parallel_size}"
+        )
+    if settings.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(settings.threads)
     environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     cache_bytes = min(MAX_CPU_CACHE_BYTES, free_machine_bytes() // 4)
-    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", f"{max(1, cache_bytes >> 30)}")
+    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, cache_bytes >> 30)))

@@ -24,12 +24,9 @@ def is_for_vllm(request: SamplingRequest) -> bool:
     """Whether vLLM answers a request as the server promises it; the others are left to the
     trainer's own model."""
     low, high = TEMPERATURES
-    is_cut = request.top_k != -1 or request.top_p < 1 or request.min_p > 0
-    return (
-        request.target_tokens is None
-        and not request.prompt_alt_tokens_k
-        and (low <= request.temperature <= high or (request.temperature == 0 and not is_cut))
-    )
+    temperature = request.temperature
+    is_computed = low <= temperature <= high or (temperature == 0 and not request.is_truncated)
+    return is_computed and request.target_tokens is None and not request.prompt_alt_tokens_k
 
 
 def sample_order(
@@ -37,8 +34,8 @@ def sample_order(
 ) -> dict[str, Any]:
     """The order to draw `samples` of a request from the weights of `resident`.
 
-    Its salt keeps what was computed with other weights out of the prefix cache. The first sample also
-    scores the prompt.
+    Its salt keeps what was computed with other weights out of the prefix cache. The first sample
+    also scores the prompt.
     """
     scores = _prompt_k(request) if 0 in samples else None
     return {

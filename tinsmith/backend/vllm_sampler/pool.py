@@ -1,24 +1,21 @@
 """What goes to a vLLM engine, and what stays with the trainer's own model."""
 
 import logging
-import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from tinsmith.backend.model.adapter import LoraSettings
 from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.sampling.interface import Sampling
 from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.sampling.pool import SamplerPool
+from tinsmith.backend.sampling.replica import should_merge
 from tinsmith.backend.sampling.snapshots import Snapshots
-from tinsmith.backend.settings import ServerSettings
-from tinsmith.backend.vllm_sampler.launch import MAX_RANKS, launch_of
+from tinsmith.backend.vllm_sampler.launch import MAX_LORA_VOCABULARY, MAX_RANKS, launch_of
 from tinsmith.backend.vllm_sampler.line import Line
 from tinsmith.backend.vllm_sampler.messages import is_for_vllm
 from tinsmith.errors import TinsmithError
+from tinsmith.settings import ServerSettings
 
-# Of a vocabulary whose unembedding vLLM puts a LoRA adapter on.
-MAX_LORA_VOCABULARY = 258_048
 log = logging.getLogger(__name__)
 
 
@@ -31,25 +28,22 @@ class VllmPool(Sampling):
         bases: Mapping[str, BaseModel],
         settings: ServerSettings,
         snapshots: Snapshots,
-        scratch: Path,
         local: SamplerPool,
     ) -> None:
-        """`scratch` is a folder for adapters on their way to an engine."""
         self.snapshots = snapshots
         self._local = local
         self._on_change: Callable[[], None] = lambda: None
         self.lines = {
             name: Line(
                 base,
-                launch_of(base.source, settings, base.context_length),
+                launch_of(base, settings),
                 snapshots,
-                scratch / str(index),
+                snapshots.directory / f"vllm-{index}",
                 lambda: self._on_change(),
                 settings.vllm_restart_every,
             )
             for index, (name, base) in enumerate(bases.items())
         }
-        self._merges = any(line.holder.launch.merges for line in self.lines.values())
 
     def start(self) -> None:
         """Start the engines; refused, with what to change, if one does not start or computes
@@ -106,7 +100,7 @@ class VllmPool(Sampling):
 
     def check_adapter(self, base: BaseModel, settings: LoraSettings) -> None:
         """Where vLLM computes adapters beside the base model, it does not take all."""
-        if self._merges:
+        if should_merge(base.device, base.dtype):
             return
         if settings.rank > MAX_RANKS[-1]:
             raise TinsmithError(
@@ -129,4 +123,4 @@ class VllmPool(Sampling):
         self._on_change = on_change
 
     def _line(self, snapshot_id: str) -> Line:
-        return self.lines[self.snapshots.get_base(snapshot_id).name]
+        return self.lines[self.snapshots.base(snapshot_id).name]

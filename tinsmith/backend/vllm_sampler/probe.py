@@ -3,9 +3,12 @@
 import numpy as np
 import torch
 
-from tinsmith.backend.model.adapter import AdapterWeights
-from tinsmith.backend.model.base_model import BaseModel, unembed, backbone
-from tinsmith.backend.sampling.replica import make_replica
+from tinsmith.backend.model.adapter import (
+    AdapterWeights,
+    attach_adapter,
+    set_adapter_weights,
+)
+from tinsmith.backend.model.base_model import BaseModel, backbone, unembed
 from tinsmith.backend.sampling.request import SamplingRequest
 from tinsmith.errors import TinsmithError
 
@@ -37,7 +40,10 @@ def expected_logprobs(
     base: BaseModel, weights: AdapterWeights | None, request: SamplingRequest
 ) -> np.ndarray:
     """Log-probabilities [T - 1] of the prompt's tokens but the first, as the trainer has them."""
-    module = make_replica(base, weights, merges=False)
+    module = base.module
+    if weights is not None:
+        module = attach_adapter(base, weights.settings, seed=0)
+        set_adapter_weights(module, weights)
     ids_1T = torch.tensor([request.prompt], device=base.device)
     hidden_TD = backbone(module)(input_ids=ids_1T, use_cache=False).last_hidden_state[0, :-1]
     logprobs_TV = torch.log_softmax(unembed(module, hidden_TD), dim=-1)
@@ -49,9 +55,10 @@ def check_probe(found: np.ndarray, expected: np.ndarray, dtype: torch.dtype) -> 
     gaps = np.abs(found - expected)
     is_exact = dtype == torch.float32
     gap, limit = (gaps.max(), MAX_GAP) if is_exact else (gaps.mean(), MAX_MEAN_GAP)
+    kind = "at most" if is_exact else "on average"
     if not gap <= limit:  # a NaN is no agreement
         raise TinsmithError(
-            f"vLLM does not sample from the weights that it was given: the log-probabilities of a "
-            f"probe differ from the trainer's by {gap:.3g} {'at most' if is_exact else 'on average'}"
-            f", allowed: {limit}; start the server with --sampler transformers"
+            "vLLM does not sample from the weights that it was given: the log-probabilities of a "
+            f"probe differ from the trainer's by {gap:.3g} {kind}, allowed: {limit}; "
+            "start the server with --sampler transformers"
         )

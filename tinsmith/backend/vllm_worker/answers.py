@@ -1,3 +1,5 @@
+# vLLM is in an environment of its own, where pyright does not look.
+# pyright: reportMissingImports=false
 """What the server is told of a finished sample."""
 
 from typing import Any
@@ -22,10 +24,9 @@ def answer_of(order: dict[str, Any], output: RequestOutput) -> dict[str, Any]:
     return answer
 
 
-def _columns(prefix: str, found: FlatLogprobs | None, k: int) -> dict[str, Any]:
+def _columns(prefix: str, found: FlatLogprobs, k: int) -> dict[str, Any]:
     """Of each position the log-probability of its own token, which vLLM puts first, and the k
     likeliest tokens with theirs; a prompt's first position has none."""
-    assert isinstance(found, FlatLogprobs)
     starts = [s for s, e in zip(found.start_indices, found.end_indices, strict=True) if e > s]
     columns: dict[str, Any] = {f"{prefix}logprobs": [found.logprobs[s] for s in starts]}
     if k:

@@ -1,16 +1,15 @@
+# vLLM is in an environment of its own, where pyright does not look.
+# pyright: reportMissingImports=false
 """The engine, and the weights that it samples from."""
 
 from pathlib import Path
 from typing import Any
 
 from vllm import SamplingParams
-from vllm.config import LoRAConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
-
-MAX_LORA_VOCABULARY = 258_048  # of an unembedding, in vllm/lora/layers/logits_processor.py
 
 
 def make_engine(settings: dict[str, Any]) -> LLMEngine:
@@ -47,6 +46,7 @@ def _lora_options(settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "enable_lora": True,
         "max_lora_rank": settings["max_lora_rank"],
+        "lora_target_modules": settings["lora_layers"],
         "max_loras": min(settings["max_loras"], 8),
         "max_cpu_loras": settings["max_loras"],
     }
