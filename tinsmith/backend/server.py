@@ -24,6 +24,7 @@ from tinsmith.backend.metrics import Metrics
 from tinsmith.backend.model.base_model import BaseModel, load_base_models
 from tinsmith.backend.model.check import check_model
 from tinsmith.backend.model.loss_choice import check_substitutes
+from tinsmith.backend.ranks.group import RankGroup, running_ranks
 from tinsmith.backend.sampling.interface import Sampling
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.backend.sampling.snapshots import Snapshots
@@ -101,21 +102,6 @@ def _working_core(settings: ServerSettings, ranks: RankGroup | None) -> Iterator
     token_budget = TOKEN_BUDGET[device.type] if given == "auto" else given
     promises, metrics = Promises(), Metrics()
     try:
-<<<<<<< HEAD
-        yield Core(
-            bases=bases,
-            store=store,
-            pool=pool,
-            engine=engine,
-            settings=settings,
-            seeds=Seeds(settings.seed),
-            token_budget=token_budget,
-            promises=promises,
-            sequencer=Sequencer(promises),
-            metrics=metrics,
-            ranks=ranks,
-        )
-=======
         with _sampling(settings, bases, snapshots, token_budget) as pool:
             engine = Engine(pool, metrics, lambda error: promises.close(_engine_stopped(error)))
             engine.start()
@@ -131,10 +117,10 @@ def _working_core(settings: ServerSettings, ranks: RankGroup | None) -> Iterator
                     promises=promises,
                     sequencer=Sequencer(promises),
                     metrics=metrics,
+                    ranks=ranks,
                 )
             finally:
                 engine.stop()
->>>>>>> 1730e18 (Verify what vLLM samples from by a probe; choose the sampler by a setting)
     finally:
         snapshots.remove_all()
         store.close()

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,11 @@ def launch_of(base: BaseModel, settings: ServerSettings) -> Launch:
     if base.device.type == "cpu":
         _limit_cpu(environment, settings)
     else:
+        first = base.device.index or 0
         gpus, is_shared = choose_gpus(
-            torch.cuda.device_count(), base.device.index or 0, settings.vllm_tensor_parallel_size
+            torch.cuda.device_count(),
+            range(first, first + settings.num_gpus),
+            settings.vllm_tensor_parallel_size,
         )
         environment["CUDA_VISIBLE_DEVICES"] = _visible(gpus)
         sleeps = is_shared and settings.vllm_gpu_memory_utilization > MAX_SHARE_AWAKE
@@ -98,6 +101,7 @@ def launch_of(base: BaseModel, settings: ServerSettings) -> Launch:
         environment["TORCHDYNAMO_DISABLE"] = "1"
     engine = {
         "model": base.source,
+        "device": base.device.type,
         "dtype": str(base.dtype).removeprefix("torch."),
         # The last sampled token is never fed back, so it may lie one past the context.
         "max_model_len": settings.vllm_max_model_len or base.context_length + 1,
@@ -136,10 +140,12 @@ def find_python(device_type: str, environment: Mapping[str, str]) -> Path:
     return python
 
 
-def choose_gpus(count: int, trainer: int, tensor_parallel_size: int) -> tuple[list[int], bool]:
-    """GPUs for an engine: others than the trainer's if there are enough, else that one too.
-    Also whether they share."""
-    others = [index for index in range(count) if index != trainer]
+def choose_gpus(
+    count: int, trainers: Sequence[int], tensor_parallel_size: int
+) -> tuple[list[int], bool]:
+    """GPUs for an engine: others than the trainer's if there are enough, else those too. Also
+    whether they share."""
+    others = [index for index in range(count) if index not in trainers]
     if len(others) >= tensor_parallel_size:
         return others[:tensor_parallel_size], False
     if count < tensor_parallel_size:
@@ -147,7 +153,7 @@ def choose_gpus(count: int, trainer: int, tensor_parallel_size: int) -> tuple[li
             f"vllm_tensor_parallel_size must be at most the number of GPUs, {count}, got "
             f"{tensor_parallel_size}"
         )
-    return sorted([trainer, *others[: tensor_parallel_size - 1]]), True
+    return sorted([*trainers, *others])[:tensor_parallel_size], True
 
 
 def advice(words: str) -> str:

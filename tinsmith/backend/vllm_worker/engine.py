@@ -12,6 +12,9 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 
+MIN_BATCHED_TOKENS = 2048  # of prompts together in a step
+
+
 def make_engine(settings: dict[str, Any]) -> LLMEngine:
     """An engine whose log-probabilities are those of the distribution that is sampled from."""
     common: dict[str, Any] = {
@@ -29,6 +32,10 @@ def make_engine(settings: dict[str, Any]) -> LLMEngine:
         "disable_log_stats": True,
         "seed": 0,
     }
+    if settings["device"] == "cpu":
+        # A prefill in parts draws and takes back, which vLLM can with a GPU's generators alone.
+        common["enable_chunked_prefill"] = False
+        common["max_num_batched_tokens"] = max(settings["max_model_len"], MIN_BATCHED_TOKENS)
     if settings["merges"]:
         # The unembedding is merged apart from the embedding that it is tied to.
         common["hf_overrides"] = {"tie_word_embeddings": False}
