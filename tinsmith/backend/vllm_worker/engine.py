@@ -11,7 +11,6 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
-
 MIN_BATCHED_TOKENS = 2048  # of prompts together in a step
 
 
