@@ -78,11 +78,11 @@ def test_a_stages_setting_replans_that_stage_and_what_follows(
     assert replan(stages=stages("rejection", temperature=0.8)) == after_rejection
 
 
-def test_an_evaluations_setting_replans_evaluations_alone(
+def test_an_evaluations_setting_replans_evaluations_and_what_tells_of_them(
     replan: Callable[..., set[str]],
 ) -> None:
     evaluations = {job for job in EVERYTHING if job.startswith("evaluate_stage")}
-    assert replan(evaluation={"num_problems": 100}) == evaluations | {"write_report"}
+    assert replan(evaluation={"num_problems": 100}) == evaluations | {"export_run", "write_report"}
 
 
 def test_a_new_seed_plans_its_run_alone(replan: Callable[..., set[str]]) -> None:
