@@ -87,7 +87,12 @@ class Plan:
         devices = sorted({backend.device for backend in backends})
         config = self._any_run().config.model_dump(mode="json")
         flat = {**config, **{f"backend.{key}": value for key, value in config["backend"].items()}}
-        told = {key: f"{flat[key]} ({origin})" for key, origin in self.origins.items()}
+        # Those that Snakemake prints with each job are no reason to run this one again.
+        told = {
+            key: f"{flat[key]} ({origin})"
+            for key, origin in self.origins.items()
+            if key not in ("backend.threads", "backend.gpus")
+        }
         return settings_json(
             SetupSettings(kinds=tuple(kinds), devices=tuple(devices), settings=told)
         )

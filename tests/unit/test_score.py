@@ -95,6 +95,23 @@ def base64(base: BaseModel) -> Iterator[BaseModel]:
         tensor.data = data
 
 
+def assert_same(
+    whole: Scored,
+    parts: Scored,
+    expected: dict[str, Tensor | None],
+    found: dict[str, Tensor | None],
+) -> None:
+    """Loss, log-probabilities and gradients, to 1e-6 of each."""
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+    for one, other in zip(whole.logprobs, parts.logprobs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    for name, gradient in expected.items():
+        other = found[name]
+        assert gradient is not None
+        assert other is not None
+        assert (other - gradient).norm() < 1e-6 * gradient.norm(), name
+
+
 @pytest.mark.parametrize("in_backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_batch_that_does_not_fit_is_halved_with_the_same_gradient(
@@ -108,17 +125,10 @@ def test_a_batch_that_does_not_fit_is_halved_with_the_same_gradient(
     assert small is not None
     assert small.num_failures >= 2
     assert max(small.sizes) == 60
-    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
-    for one, other in zip(whole.logprobs, parts.logprobs, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6)
-    for name, gradient in expected.items():
-        other = found[name]
-        assert gradient is not None
-        assert other is not None
-        assert (other - gradient).norm() < 1e-6 * gradient.norm(), name
+    assert_same(whole, parts, expected, found)
 
 
-@pytest.mark.parametrize(("asked", "number"), [(1, 2), (3, 3), (8, 8), (99, 8)])
+@pytest.mark.parametrize(("asked", "number"), [(3, 3), (99, 8)])
 @pytest.mark.parametrize("case", CASES)
 def test_a_floor_of_micro_batches_is_kept_with_the_same_gradient(
     base64: BaseModel, case: str, asked: int, number: int
@@ -131,14 +141,7 @@ def test_a_floor_of_micro_batches_is_kept_with_the_same_gradient(
     assert memory is not None
     assert memory.num_failures == 0
     assert len(memory.sizes) == number
-    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
-    for one, other in zip(whole.logprobs, parts.logprobs, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6)
-    for name, gradient in expected.items():
-        other = found[name]
-        assert gradient is not None
-        assert other is not None
-        assert (other - gradient).norm() < 1e-6 * gradient.norm(), name
+    assert_same(whole, parts, expected, found)
 
 
 @pytest.mark.parametrize("error", MESSAGES, ids=["cuda", "cpu", "numpy"])
