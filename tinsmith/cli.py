@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from tinsmith import SET_BEFORE, __version__
 from tinsmith.errors import TinsmithError
 from tinsmith.settings import (
+    LocalSettings,
     ServerSettings,
     add_options,
     from_environment,
@@ -75,8 +76,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_server_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", action="append", required=True, metavar="[NAME=]DIR_OR_HUB_ID",
+    add("--model", action="append", default=[], metavar="[NAME=]DIR_OR_HUB_ID",
         help="a base model; may be repeated (default name: as given)")  # fmt: skip
+    add("--replay", type=Path, metavar="FILE",
+        help="answer from what --record wrote, without a model (docs/traffic.md)")  # fmt: skip
     add("--api-key", help=f"key that clients must send, tml-...; default: ${KEY_VARIABLE}, else "
         "a random one, printed at start")  # fmt: skip
     add("--substitute", action="append", default=[], metavar="stable_reinforce=LOSS",
@@ -100,18 +103,24 @@ def _show(arguments: argparse.Namespace) -> None:
 def _serve(arguments: argparse.Namespace) -> None:
     api_key, is_generated = _api_key(arguments.api_key)
     settings, origins = _settings(arguments, api_key)
-    from tinsmith.backend.server import serve  # torch is imported here, after bad options are said
+    # torch is imported here, after bad options are said
+    from tinsmith.backend.replaying import serve_recording
+    from tinsmith.backend.server import serve
 
     if arguments.stop_with_stdin:
         threading.Thread(target=_stop_with_stdin, daemon=True).start()
     if is_generated:
         print(f"TINKER_API_KEY={api_key}", flush=True)
-    serve(settings, origins)
+    if arguments.replay is not None:
+        serve_recording(settings, arguments.replay)
+    else:
+        serve(settings, origins)
 
 
 def _settings(arguments: argparse.Namespace, api_key: str) -> tuple[ServerSettings, dict[str, str]]:
     """The server's settings, and where each came from: its option, its variable or its default."""
     given = given_options(arguments, ServerSettings)
+    _check_source(arguments, given)
     try:
         settings = ServerSettings(
             models=parse_models(arguments.model),
@@ -122,6 +131,20 @@ def _settings(arguments: argparse.Namespace, api_key: str) -> tuple[ServerSettin
     except ValidationError as error:  # a rule between settings; those of one have been held
         raise TinsmithError(str(error.errors()[0].get("ctx", {})["error"])) from None
     return settings, sources(ServerSettings, {name: option(name) for name in given}, os.environ)
+
+
+def _check_source(arguments: argparse.Namespace, given: Collection[str]) -> None:
+    """Answers come from models, or from a recording, for which what models need means nothing."""
+    if arguments.replay is None:
+        if not arguments.model:
+            raise TinsmithError("--model is missing: name a model to serve, or --replay FILE")
+        return
+    beside = [option(name) for name in LocalSettings.model_fields if name in given]
+    beside += [f"--{name}" for name in ("model", "substitute") if getattr(arguments, name)]
+    if beside:
+        raise TinsmithError(
+            f"--replay answers from a file, without a model: leave out {', '.join(beside)}"
+        )
 
 
 def parse_models(options: Sequence[str]) -> dict[str, str]:
@@ -181,6 +204,8 @@ def _run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     settings, _ = _settings(arguments, api_key)
     options = options_of(settings, given_options(arguments, ServerSettings))
     options += [f"--substitute={substitute}" for substitute in arguments.substitute]
+    if arguments.replay is not None:
+        options.append(f"--replay={arguments.replay}")
     with local_server(settings.models, options, api_key=api_key) as endpoint:
         # Ctrl-C reaches the program too; it decides what to do, and the server outlives it.
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)

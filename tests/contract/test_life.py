@@ -182,11 +182,11 @@ def test_a_port_in_use_is_said_in_one_paragraph(options: list[str]):
 
 def test_a_port_is_taken_before_the_models_are_loaded(tmp_path: Path):
     """Of two servers that start together one fails at once, not after a minute of loading."""
-    from tinsmith.backend.server import _listening_socket
+    from tinsmith.backend.listening import listening_socket
     from tinsmith.errors import TinsmithError
     from tinsmith.settings import ServerSettings
 
-    with _listening_socket(
+    with listening_socket(
         ServerSettings(models={}, store=str(tmp_path), api_key=KEY, port=0)
     ) as listener:
         settings = ServerSettings(
@@ -194,6 +194,6 @@ def test_a_port_is_taken_before_the_models_are_loaded(tmp_path: Path):
         )
         with (
             pytest.raises(TinsmithError, match="Address already in use"),
-            _listening_socket(settings),
+            listening_socket(settings),
         ):
             pass

@@ -25,7 +25,7 @@ PLACES = {
     "peft": ("backend/", "export.py"),
     "fastapi": ("backend/wire/",),
     "uvicorn": ("backend/",),
-    "starlette": ("backend/wire/",),
+    "starlette": ("backend/wire/", "backend/listening.py"),
     "prometheus_client": ("backend/metrics.py", "backend/wire/health.py"),
     "structlog": ("backend/",),
     "matplotlib": ("report/",),

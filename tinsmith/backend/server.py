@@ -2,23 +2,20 @@
 
 import os
 import shutil
-import signal
 import socket
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import psutil
 import structlog
 import torch
-import uvicorn
 
 from tinsmith.backend.core import Core
 from tinsmith.backend.engine import Engine
 from tinsmith.backend.futures import Failure, Promises
+from tinsmith.backend.listening import listen, listening_socket, stop_when_told
 from tinsmith.backend.logs import configure_logs
 from tinsmith.backend.metrics import Metrics
 from tinsmith.backend.model.base_model import BaseModel, load_base_models
@@ -34,14 +31,11 @@ from tinsmith.backend.storage.expiry import expiring_checkpoints
 from tinsmith.backend.storage.store import Store
 from tinsmith.backend.vllm_sampler.pool import VllmPool
 from tinsmith.backend.wire.app import make_app
-from tinsmith.errors import TinsmithError
+from tinsmith.backend.wire.traffic.recorder import opened_recording
 from tinsmith.settings import ServerSettings
 
 # On a CPU activations beyond its caches cost more than larger matrix products bring.
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 4096}
-# What a client gets to fetch its last answers.
-SHUTDOWN_S = 3
-BACKLOG = 2048
 HOST = socket.gethostname()
 log = structlog.stdlib.get_logger(__name__)
 
@@ -49,34 +43,18 @@ log = structlog.stdlib.get_logger(__name__)
 def serve(settings: ServerSettings, origins: Mapping[str, str]) -> None:
     """Serve until SIGTERM or SIGINT. The port is taken before the models are loaded, so that a
     port in use is said at once. `origins` says of the settings where they come from."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _exit)  # uvicorn raises the signal again when it has shut down
+    stop_when_told()
     configure_logs(settings.log_format, settings.log_level, settings.api_key)
     check_substitutes(settings.substitutes)
-    with _listening_socket(settings) as listener:
+    with listening_socket(settings) as listener, opened_recording(settings.record) as recording:
         for name, origin in origins.items():
             log.info("setting", name=name, value=getattr(settings, name), origin=origin)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         with running_core(settings) as core, expiring_checkpoints(core.store):
-            host, port = listener.getsockname()[:2]
-            app = make_app(core, settings.api_key)
-            config = uvicorn.Config(
-                app,
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                ws="none",
-                timeout_graceful_shutdown=SHUTDOWN_S,
-            )
-            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            announcement = f"Tinsmith serves {', '.join(core.bases)} at http://{address}"
-            _Server(config, announcement, core.promises).run(sockets=[listener])
-
-
-def _exit(number: int, _: object) -> NoReturn:
-    """Being told to stop is a clean end; Ctrl-C keeps the exit code that shells know."""
-    raise SystemExit(0 if number == signal.SIGTERM else 128 + number)
+            app = make_app(core, settings.api_key, recording)
+            stopped = Failure("the server was stopped", "server")
+            listen(app, listener, ", ".join(core.bases), lambda: core.promises.close(stopped))
 
 
 @contextmanager
@@ -168,38 +146,3 @@ def remove_left_snapshots(folder: Path) -> None:
         pid = left.name.removeprefix(f"{HOST}-")
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
-
-
-@contextmanager
-def _listening_socket(settings: ServerSettings) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((settings.host, settings.port))
-            # Another server that starts at the same time could still bind the port until then.
-            listener.listen(BACKLOG)
-        except OSError as error:
-            raise TinsmithError(
-                f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
-                "choose another --port (0 takes a free one) or stop what uses it"
-            ) from error
-        yield listener
-
-
-class _Server(uvicorn.Server):
-    """Says on standard output when it accepts requests; lets nobody wait when it stops."""
-
-    def __init__(self, config: uvicorn.Config, announcement: str, promises: Promises) -> None:
-        super().__init__(config)
-        self._announcement = announcement
-        self._promises = promises
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            print(self._announcement, file=sys.stdout, flush=True)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._promises.close(Failure("the server was stopped", "server"))
-        await super().shutdown(sockets)

@@ -94,11 +94,16 @@ class Backend(LocalSettings):
     gpus: Gpus = setting(0, "GPUs of a job", variable=None)
 
     @model_validator(mode="after")
-    def _the_service_has_its_own_alpha(self) -> "Backend":
+    def _the_service_has_its_own_ways(self) -> "Backend":
         if self.kind == "hosted" and self.lora_alpha != 32:
             raise ValueError(
                 "lora_alpha must be 32 with kind 'hosted' (TINKER_BACKEND counts), which is the"
                 f" service's own, got {self.lora_alpha:g}"
+            )
+        if self.kind == "hosted" and self.record is not None:
+            raise ValueError(
+                "record must be none with kind 'hosted' (TINKER_LOCAL_RECORD counts): only a local"
+                f" server writes down its traffic, got {self.record!r}"
             )
         return self
 

@@ -28,6 +28,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), Rule("a number abo
 Share = Annotated[float, Field(gt=0, le=1), Rule("a number above 0 and at most 1")]
 Probability = Annotated[float, Field(ge=0, le=1), Rule("a number from 0 to 1")]
 Folder = Annotated[str, Field(min_length=1), Rule("a folder's path")]
+File = Annotated[str, Field(min_length=1), Rule("a file's path")]
 Host = Annotated[str, Field(min_length=1), Rule("a host's name or address")]
 Port = Annotated[int, Field(ge=0, le=65535), Rule("a whole number from 0 to 65535")]
 Flag = Annotated[bool, Rule("0 or 1 (false or true)")]
@@ -65,6 +66,9 @@ class LocalSettings(BaseModel):
     )
     threads: Count | None = setting(None, "CPU threads of one operation; none: torch's own choice")
     store: Folder = setting("store", "where runs and checkpoints are kept")
+    record: File | None = setting(
+        None, "a file to which every request and its answer are appended, for docs/traffic.md"
+    )
     lora_alpha: Positive = setting(32.0, "adapters are scaled by alpha / rank")
     token_budget: Annotated[Literal["auto"] | Count, Rule("auto or a whole number above 0")] = (
         setting(

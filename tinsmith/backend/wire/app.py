@@ -15,20 +15,24 @@ from tinsmith.backend.core import Core
 from tinsmith.backend.wire import routes
 from tinsmith.backend.wire.errors import OPENAI_FOLDER, error_response, status_of
 from tinsmith.backend.wire.gate import Gate
+from tinsmith.backend.wire.traffic.recorder import Recorder, Recording
 from tinsmith.errors import TinsmithError
 
 # Of one request that are told: each number of a tensor may be wrong.
 MAX_FAULTS = 5
 
 
-def make_app(core: Core, api_key: str) -> FastAPI:
-    """The application; every path but health and signed downloads demands the API key."""
+def make_app(core: Core, api_key: str, recording: Recording | None = None) -> FastAPI:
+    """The application; every path but health and signed downloads demands the API key. What passes
+    is written to the recording, if there is one."""
     app = FastAPI(title="Tinsmith", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(routes.make_router(core))
     app.add_exception_handler(TinsmithError, _refuse)
     app.add_exception_handler(RequestValidationError, partial(_refuse_invalid, core))
     app.add_exception_handler(HTTPException, _refuse_unknown)
     app.add_exception_handler(sqlite3.OperationalError, _ask_again)
+    if recording is not None:
+        app.add_middleware(Recorder, recording=recording, api_key=api_key)
     app.add_middleware(Gate, api_key=api_key, metrics=core.metrics)
     return app
 
