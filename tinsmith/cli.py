@@ -76,9 +76,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_server_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", action="append", default=[], metavar="[NAME=]DIR_OR_HUB_ID",
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", action="append", default=[], metavar="[NAME=]DIR_OR_HUB_ID",
         help="a base model; may be repeated (default name: as given)")  # fmt: skip
-    add("--replay", type=Path, metavar="FILE",
+    source.add_argument("--replay", type=Path, metavar="FILE",
         help="answer from what --record wrote, without a model (docs/traffic.md)")  # fmt: skip
     add("--api-key", help=f"key that clients must send, tml-...; default: ${KEY_VARIABLE}, else "
         "a random one, printed at start")  # fmt: skip
@@ -120,7 +121,8 @@ def _serve(arguments: argparse.Namespace) -> None:
 def _settings(arguments: argparse.Namespace, api_key: str) -> tuple[ServerSettings, dict[str, str]]:
     """The server's settings, and where each came from: its option, its variable or its default."""
     given = given_options(arguments, ServerSettings)
-    _check_source(arguments, given)
+    if arguments.replay is not None:
+        _refuse_what_models_need(arguments, given)
     try:
         settings = ServerSettings(
             models=parse_models(arguments.model),
@@ -133,14 +135,10 @@ def _settings(arguments: argparse.Namespace, api_key: str) -> tuple[ServerSettin
     return settings, sources(ServerSettings, {name: option(name) for name in given}, os.environ)
 
 
-def _check_source(arguments: argparse.Namespace, given: Collection[str]) -> None:
-    """Answers come from models, or from a recording, for which what models need means nothing."""
-    if arguments.replay is None:
-        if not arguments.model:
-            raise TinsmithError("--model is missing: name a model to serve, or --replay FILE")
-        return
+def _refuse_what_models_need(arguments: argparse.Namespace, given: Collection[str]) -> None:
     beside = [option(name) for name in LocalSettings.model_fields if name in given]
-    beside += [f"--{name}" for name in ("model", "substitute") if getattr(arguments, name)]
+    if arguments.substitute:
+        beside.append("--substitute")
     if beside:
         raise TinsmithError(
             f"--replay answers from a file, without a model: leave out {', '.join(beside)}"

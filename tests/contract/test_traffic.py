@@ -191,8 +191,7 @@ def test_what_is_no_recording_is_refused_with_its_line(tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--replay", "x", "--model", "m", "--device=cpu"], "leave out --device, --model"),
-        ([], "--model is missing"),
+        (["--replay", "x", "--device=cpu", "--record=y"], "leave out --device, --record"),
         (["--replay", "missing"], "the recording missing cannot be read"),
         (["--model", "m", "--record", "/dev/null/x"], "--record /dev/null/x: cannot be written"),
     ],

@@ -9,6 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from tinker.proto import tinker_public_pb2 as pb
 
+Field = Any  # a descriptor, whose class depends on how protobuf was built
 # What the bytes of a field hold, of whatever message: little-endian numbers.
 ARRAYS = {
     ("EncodedTextChunk", "tokens"): "int32",
@@ -36,7 +37,7 @@ def to_json(message: Message, dtype: str | None = None) -> dict[str, Any]:
     }
 
 
-def _field_to_json(field: FieldDescriptor, value: Any, dtype: str | None) -> Any:
+def _field_to_json(field: Field, value: Any, dtype: str | None) -> Any:
     if _is_map(field):
         inner = field.message_type.fields_by_name["value"]
         return {key: _value_to_json(inner, value[key], dtype) for key in sorted(value)}
@@ -45,13 +46,12 @@ def _field_to_json(field: FieldDescriptor, value: Any, dtype: str | None) -> Any
     return _value_to_json(field, value, dtype)
 
 
-def _value_to_json(field: FieldDescriptor, value: Any, dtype: str | None) -> Any:
+def _value_to_json(field: Field, value: Any, dtype: str | None) -> Any:
     if field.message_type is not None:
         return to_json(value, dtype)
     if field.enum_type is not None:
         return field.enum_type.values_by_number[value].name
     if isinstance(value, bytes):
-        assert field.containing_type is not None
         known = ARRAYS.get((field.containing_type.name, field.name), dtype)
         return _bytes_to_json(value, known)
     return finite(value)
@@ -82,7 +82,7 @@ def from_json(kind: type[Message], content: dict[str, Any]) -> Message:
 def _fill(message: Message, content: dict[str, Any]) -> None:
     message.SetInParent()
     for name, value in content.items():
-        field = message.DESCRIPTOR.fields_by_name[name]
+        field: Field = message.DESCRIPTOR.fields_by_name[name]
         target = getattr(message, name)
         if _is_map(field):
             inner = field.message_type.fields_by_name["value"]
@@ -102,7 +102,7 @@ def _fill(message: Message, content: dict[str, Any]) -> None:
             setattr(message, name, _scalar(field, value))
 
 
-def _scalar(field: FieldDescriptor, value: Any) -> Any:
+def _scalar(field: Field, value: Any) -> Any:
     if field.enum_type is not None:
         return field.enum_type.values_by_name[value].number
     if isinstance(value, dict):
@@ -117,5 +117,5 @@ def _array_bytes(values: list[Any], dtype: str) -> bytes:
     return np.array(numbers, dtype).tobytes()
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def _is_map(field: Field) -> bool:
     return field.message_type is not None and field.message_type.GetOptions().map_entry
