@@ -65,7 +65,7 @@ trainer.optim_step(types.AdamParams(learning_rate=1e-3)).result()
 sampler = trainer.save_weights_and_get_sampling_client().result()
 answer = sampler.sample(types.ModelInput.from_ints([5]), num_samples=2,
                         sampling_params=types.SamplingParams(max_tokens=3, stop=[])).result()
-for name in "TINKER_BASE_URL TINKER_API_KEY NO_PROXY no_proxy".split():
+for name in "TINKER_BASE_URL TINKER_API_KEY NO_PROXY no_proxy USE_TF".split():
     print(os.environ[name])
 print([len(s.tokens) for s in answer.sequences], flush=True)
 os._exit(7)
@@ -79,13 +79,14 @@ def test_run_serves_a_program_behind_a_proxy_that_leads_nowhere_and_passes_on_it
     done = subprocess.run(
         [*TINSMITH, "run", *options, "--", sys.executable, "-c", PROGRAM],
         capture_output=True, text=True, timeout=200,
-        env=os.environ | proxies | {"NO_PROXY": "example.org", "no_proxy": ""},
+        env=os.environ | proxies | {"NO_PROXY": "example.org", "no_proxy": "", "USE_TF": "1"},
     )  # fmt: skip
     assert done.returncode == 7, done.stderr
-    url, key, *no_proxy, lengths = done.stdout.splitlines()
+    url, key, *no_proxy, use_tf, lengths = done.stdout.splitlines()
     assert url.startswith("http://127.0.0.1:")
     assert key.startswith("tml-")
     assert no_proxy == ["example.org,127.0.0.1,localhost,::1"] * 2
+    assert use_tf == "1", "what Tinsmith sets for itself is not for the program"
     assert lengths == "[3, 3]"
     assert key not in done.stderr
 
