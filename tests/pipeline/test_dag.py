@@ -238,7 +238,7 @@ def make_model(folder: Path) -> Path:
         (config(data={"kind": "file", "path": "no.csv", "held_out": 500}), "got 'no.csv'"),
         (config(task={"kind": "nowhere:Task"}), "No module named 'nowhere'"),
         (config(task={"kind": "mine:Tusk"}), "has no class 'Tusk'; it has Task"),
-        (config(task={"kind": "mine:Task"}), "must have the method prompt"),
+        (config(task={"kind": "mine:Task"}), "must have the method question"),
         (config(paradigm={"kind": "mine:Task"}), "must have the method play"),
     ],
 )
