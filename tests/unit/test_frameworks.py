@@ -7,11 +7,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FRAMEWORKS = ("tensorflow", "jax", "jaxlib", "flax")
-# Imports every module of ours, and then what loads frameworks late.
+# Imports every module of ours but those for vLLM's own environment, and then what loads frameworks
+# late.
 PROGRAM = f"""
 import importlib, pathlib, sys
 files = [*pathlib.Path("tinsmith").rglob("*.py"), *pathlib.Path("scripts").glob("*.py")]
 for file in files:
+    if "vllm_worker" in file.parts:
+        continue
     importlib.import_module(".".join(file.with_suffix("").parts).removesuffix(".__init__"))
 import datasets, peft, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
