@@ -1,13 +1,22 @@
 """Sampling by vLLM: the right weights after every swap, in memory that stays flat, and through the
 death of the engine. Real engines, on the CPU."""
 
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import psutil
 import pytest
 import tinker
+import torch
 from tinker import types
 
 from tests.clients import (
+    Params,
     forward,
     prompt_logprobs,
     random_tokens,
@@ -15,8 +24,25 @@ from tests.clients import (
     train,
     trained_client,
 )
+from tests.conftest import require_vllm
 from tests.in_process import Served
+from tinsmith.backend.model.adapter import (
+    AdapterWeights,
+    LoraSettings,
+    adapter_weights,
+    attach_adapter,
+    lora_pairs,
+)
+from tinsmith.backend.model.base_model import BaseModel, load_base_models
+from tinsmith.backend.sampling.job import Job
+from tinsmith.backend.sampling.request import SamplingRequest, SamplingResult
+from tinsmith.backend.sampling.snapshots import Snapshots
+from tinsmith.backend.vllm_sampler.launch import launch_of
+from tinsmith.backend.vllm_sampler.line import Line
 from tinsmith.backend.vllm_sampler.pool import VllmPool
+from tinsmith.backend.vllm_sampler.probe import expected_logprobs
+from tinsmith.errors import TinsmithError
+from tinsmith.settings import ServerSettings
 
 # Of a log-probability, in float32: what users are promised.
 TOLERANCE = 1e-4
@@ -55,3 +81,117 @@ def test_twenty_swaps_each_sample_from_the_right_weights_in_flat_memory(
     assert resident_bytes[-1] - resident_bytes[4] < 32 << 20
     for sampler, truth in held[::4]:  # older ones are there as long as their clients are
         assert prompt_logprobs(sampler, TOKENS) == pytest.approx(truth, abs=TOLERANCE)
+
+
+def test_an_engine_killed_in_the_middle_of_a_step_is_replaced_and_the_step_completes(
+    vllm_served: Served, vllm_service: tinker.ServiceClient
+):
+    trainer = trained_client(vllm_service, "qwen3", seed=7)
+    sampler = trainer.save_weights_and_get_sampling_client().result()
+    params = Params(max_tokens=400, seed=5, stop=[])
+    undisturbed = sampler.sample(PROMPT, 16, params).result()
+    before = engine_pid(vllm_served)
+    pending = sampler.sample(PROMPT, 16, params)
+    while not vllm_served.core.pool.num_running:
+        assert not pending.done()
+        time.sleep(0.001)
+    os.kill(before, signal.SIGKILL)
+    repeated = pending.result()
+    assert engine_pid(vllm_served) != before
+    for one, two in zip(undisturbed.sequences, repeated.sequences, strict=True):
+        assert list(one.tokens) == list(two.tokens)
+        assert one.logprobs == pytest.approx(two.logprobs, abs=1e-5)
+    truth = forward(trainer, [*TOKENS, *repeated.sequences[0].tokens])
+    assert repeated.sequences[0].logprobs == pytest.approx(truth[len(TOKENS) - 1 :], abs=TOLERANCE)
+
+
+def test_what_vllm_cannot_answer_is_answered_all_the_same(vllm_service: tinker.ServiceClient):
+    """By the trainer's own model: a tiny temperature, greedy log-probabilities of a cut
+    distribution, and draws in place of prompt tokens."""
+    sampler = vllm_service.create_sampling_client(base_model="qwen3").result()
+    greedy, cold, cut = (
+        sample(sampler, TOKENS, max_tokens=5, seed=1, stop=[], **extra)[0]
+        for extra in ({"temperature": 0}, {"temperature": 1e-4}, {"temperature": 0, "top_k": 1})
+    )
+    assert list(greedy.tokens) == list(cold.tokens) == list(cut.tokens)
+    assert cut.logprobs == pytest.approx([0.0] * 5, abs=1e-6)
+    assert cold.logprobs == pytest.approx([0.0] * 5, abs=1e-3)
+    found = sampler.sample(PROMPT, 1, Params(max_tokens=1, seed=0), prompt_alt_tokens_k=3).result()
+    assert found.prompt_alt_tokens is not None
+
+
+def test_adapters_are_hot_swapped_beside_the_base_model_as_on_a_gpu(
+    vllm_model_dir: Path, tmp_path: Path
+):
+    """The way of engines that hold many adapters at once, here on the CPU: newer weights in place,
+    more snapshots than there is room for, the unembedding, a rank that needs a larger engine."""
+    require_vllm()
+    torch.set_num_threads(1)
+    base = load_base_models({"qwen3": str(vllm_model_dir)}, "cpu", "float32")["qwen3"]
+    settings = ServerSettings(
+        models={}, api_key="tml-x", vllm_enforce_eager=True, vllm_max_loras=2, threads=1
+    )
+    launch = launch_of(base, settings)
+    launch = replace(launch, engine={**launch.engine, "merges": False, "max_lora_rank": 8})
+    snapshots, changed = Snapshots(tmp_path / "s"), threading.Event()
+    line = Line(base, launch, snapshots, tmp_path / "scratch", changed.set)
+    try:
+        line.start()
+        first_pid = line.holder.pid
+        for name, seed in (("a", 1), ("b", 2), ("c", 3), ("a", 1), ("b", 4)):
+            weights = random_adapter(base, rank=4, seed=seed)
+            snapshots.add(name, base, weights)
+            line.replace(name)
+            assert_scored_as_trained(line, base, name, weights, changed)
+            assert len(line.holder.residents) <= 3, "two adapters and the base model"
+        assert line.holder.pid == first_pid, "no engine was started again for a swap"
+        line.forget("a", TinsmithError("unheld"))
+        assert "a" not in line.holder.residents
+        wide = random_adapter(base, rank=12, seed=5)
+        snapshots.add("wide", base, wide)
+        assert_scored_as_trained(line, base, "wide", wide, changed)
+        assert line.holder.pid != first_pid
+        assert not list((tmp_path / "scratch").iterdir())
+    finally:
+        line.stop()
+
+
+def random_adapter(base: BaseModel, rank: int, seed: int) -> AdapterWeights:
+    """On all linear layers, the unembedding too, far enough from the base model to show."""
+    settings = LoraSettings(rank, 32.0)
+    module = attach_adapter(base, settings, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for _, _, b in lora_pairs(module):
+        b.data = 0.02 * torch.randn(b.shape, generator=generator)
+    return adapter_weights(module, settings)
+
+
+def assert_scored_as_trained(
+    line: Line, base: BaseModel, name: str, weights: AdapterWeights, changed: threading.Event
+) -> None:
+    request = SamplingRequest(
+        tuple(TOKENS), 1, 1, 1.0, -1, 1.0, 0, frozenset(), wants_prompt_logprobs=True
+    )
+    results: list[SamplingResult] = []
+    line.add(name, Job(request, results.append, lambda error: pytest.fail(str(error))))
+    while not results:
+        assert changed.wait(timeout=300)
+        changed.clear()
+        line.step()
+    found = results[0].prompt.logprobs
+    assert found is not None
+    expected = expected_logprobs(base, weights, request)
+    np.testing.assert_allclose(found[1:], expected, rtol=0, atol=TOLERANCE)
+    plain = expected_logprobs(base, None, request)
+    assert np.abs(expected - plain).max() > 100 * TOLERANCE
+
+
+def test_a_model_that_vllm_does_not_compute_stops_the_server_with_vllms_words(qwen3_dir: Path):
+    require_vllm()
+    base = load_base_models({"small-heads": str(qwen3_dir)}, "cpu", "float32")["small-heads"]
+    settings = ServerSettings(models={}, api_key="tml-x", vllm_enforce_eager=True, threads=1)
+    snapshots = Snapshots(qwen3_dir.parent / "none")
+    line = Line(base, launch_of(base, settings), snapshots, qwen3_dir, lambda: None)
+    with pytest.raises(TinsmithError, match=r"head_dim=16.*--sampler transformers"):
+        line.start()
+    line.stop()

@@ -27,6 +27,7 @@ Natural = Annotated[int, Field(ge=0), Rule("a whole number of at least 0")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), Rule("a number above 0")]
 Share = Annotated[float, Field(gt=0, le=1), Rule("a number above 0 and at most 1")]
 Probability = Annotated[float, Field(ge=0, le=1), Rule("a number from 0 to 1")]
+File = Annotated[str, Field(min_length=1), Rule("a file's path")]
 Folder = Annotated[str, Field(min_length=1), Rule("a folder's path")]
 File = Annotated[str, Field(min_length=1), Rule("a file's path")]
 Host = Annotated[str, Field(min_length=1), Rule("a host's name or address")]
@@ -96,6 +97,9 @@ class LocalSettings(BaseModel):
     )
     vllm_tensor_parallel_size: Count = setting(1, "GPUs that vLLM spreads the model over")
     vllm_enforce_eager: Flag = setting(False, "vLLM runs without CUDA graphs")
+    vllm_python: File | None = setting(
+        None, "the Python that has vLLM; none: that of `make vllm-cpu` or `make vllm-cuda`"
+    )
     vllm_restart_every: Natural = setting(
         0, "weights that vLLM takes before it is restarted; 0: it never is"
     )

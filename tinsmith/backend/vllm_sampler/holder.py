@@ -69,8 +69,7 @@ class Holder:
         while self.residents.get(base_id) is None or self._probes:
             event = self.wait()
             if event["event"] == "died":
-                error = self.on_death(event, 0)
-                raise error or TinsmithError(self._obituary(event))
+                raise TinsmithError(self._obituary(event))
             if (refusal := self.on_event(event)) is not None:
                 raise refusal[1]
             if event["event"] == "ready":

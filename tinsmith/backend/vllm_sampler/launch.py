@@ -16,8 +16,7 @@ from tinsmith.backend.sampling.replica import should_merge
 from tinsmith.errors import TinsmithError
 from tinsmith.settings import ServerSettings
 
-ROOT = Path(__file__).parents[3]
-PYTHON_VARIABLE = "TINKER_LOCAL_VLLM_PYTHON"
+ROOT = Path(__file__).resolve().parents[3]
 # Requests that compute together; what waits beyond them stays with the server.
 MAX_SEQUENCES = 256
 MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
@@ -115,7 +114,8 @@ def launch_of(base: BaseModel, settings: ServerSettings) -> Launch:
         "max_loras": settings.vllm_max_loras,
         "lora_layers": _adapted_layers(base),
     }
-    return Launch(find_python(base.device.type, environment), environment, engine)
+    python = find_python(base.device.type, settings.vllm_python)
+    return Launch(python, environment, engine)
 
 
 def _adapted_layers(base: BaseModel) -> list[str] | None:
@@ -126,16 +126,15 @@ def _adapted_layers(base: BaseModel) -> list[str] | None:
     return sorted({name.rsplit(".", 1)[-1] for name in linear_layers(base.module, settings)})
 
 
-def find_python(device_type: str, environment: Mapping[str, str]) -> Path:
-    """The interpreter of vLLM's environment: what the variable names, or the one that `make`
-    made beside Tinsmith."""
+def find_python(device_type: str, given: str | None) -> Path:
+    """The interpreter of vLLM's environment: what the setting names, or what `make` made."""
     name = "vllm-cuda" if device_type == "cuda" else "vllm-cpu"
-    given = environment.get(PYTHON_VARIABLE)
-    python = Path(given) if given else ROOT / ".venvs" / name / "bin" / "python"
+    python = ROOT / ".venvs" / name / "bin" / "python" if given is None else Path(given)
     if not python.is_file():
         raise TinsmithError(
-            f"sampler vllm: there is no {python}; run `make {name}`, or let {PYTHON_VARIABLE} name "
-            "the Python of an environment with vLLM, or start with --sampler transformers"
+            f"sampler vllm: there is no {python}; run `make {name}` in Tinsmith's folder, or let "
+            "vllm_python name the Python of an environment with vLLM, or start with --sampler "
+            "transformers"
         )
     return python
 

@@ -65,11 +65,12 @@ class Residents:
                 self.drop(str(self.current))
             return []
         adapters = [key for key, one in self._residents.items() if one.number != BASE_NUMBER]
-        surplus = len({*adapters, snapshot_id}) - self._max_adapters
+        surplus = max(0, len({*adapters, snapshot_id}) - self._max_adapters)
         idle = [key for key in adapters if key not in in_use and key != snapshot_id]
         if surplus > len(idle):
             return None
-        return [self._residents[key].number for key in idle[:surplus] if self.drop(key)]
+        dropped = [self.drop(key) for key in idle[:surplus]]
+        return [resident.number for resident in dropped if resident is not None]
 
     def install(
         self, snapshot_id: str, base: BaseModel, weights: AdapterWeights | None
