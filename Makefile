@@ -35,8 +35,9 @@ vllm-cpu: $(VENV)/engine.stamp $(VLLM_CPU)/stamp
 
 vllm-cuda: $(VENV)/engine.stamp $(VLLM_CUDA)/stamp
 
-bench: $(VENV)/engine.stamp
+bench: $(VENV)/engine.stamp $(VLLM_CPU)/stamp
 	python -m benchmarks.sampling
+	python -m benchmarks.sampling_vllm
 	python -m benchmarks.training
 	python -m benchmarks.round_trip
 

@@ -74,12 +74,12 @@ def _contenders(
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     num_tokens = sum(ask.num_samples * ask.max_tokens for ask in asks)
     return [
-        Contender("tinsmith serve (tinker SDK)", lambda: _sample(sampler, asks), num_tokens),
+        Contender("tinsmith serve (tinker SDK)", lambda: sample(sampler, asks), num_tokens),
         Contender("Hugging Face generate", lambda: _generate(model, asks), num_tokens),
     ]
 
 
-def _sample(sampler: tinker.SamplingClient, asks: Sequence[Ask]) -> None:
+def sample(sampler: tinker.SamplingClient, asks: Sequence[Ask]) -> None:
     futures = [
         sampler.sample(
             types.ModelInput.from_ints(ask.prompt),

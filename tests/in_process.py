@@ -41,9 +41,7 @@ def serving(model: Path, store: Path, **changes: Any) -> Iterator[Served]:
         models={"qwen3": str(model)},
         store=str(store),
         api_key=KEY,
-        device="cpu",
-        dtype="float32",
-        **changes,
+        **({"device": "cpu", "dtype": "float32"} | changes),
     )
     with running_core(settings) as core:
         app = make_app(core, KEY)
