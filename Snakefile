@@ -4,6 +4,7 @@ Every rule calls one program of scripts/, whose command line is the whole experi
 """
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 
 from tinsmith.errors import TinsmithError
 from tinsmith.plan import make_plan
@@ -12,12 +13,14 @@ from tinsmith.plan import make_plan
 configfile: "config.yaml"
 
 
-# Used with `--sdm apptainer` only; containers/engine.def builds it from envs/engine.txt.
-container: "containers/engine.sif"
-
-
 try:
     PLAN = make_plan(workflow.config_settings)
+    if PLAN.container.is_used:
+        deployment = workflow.deployment_settings
+        deployment.imply_deployment_method(DeploymentMethod.APPTAINER)
+        deployment.apptainer_args = PLAN.container.apptainer_arguments(
+            deployment.apptainer_args
+        )
 except TinsmithError as error:
     raise WorkflowError(str(error)) from None
 
@@ -26,6 +29,12 @@ pathvars:
     results=PLAN.results(),
 
 
+# Where the rules run with `container: true` (docs/containers.md).
+container: PLAN.container.image()
+
+
+include: "rules/container.smk"
+include: "rules/gh200.smk"
 include: "rules/setup.smk"
 include: "rules/model.smk"
 include: "rules/data.smk"

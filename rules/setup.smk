@@ -2,6 +2,7 @@ rule check_setup:
     """Refuse what would only fail later: missing packages, an unused GPU (tinsmith/setup.py)."""
     input:
         pins="envs/engine.txt",
+        image=PLAN.container.used_image,
     output:
         setup="<results>/setup/setup.json",
         metadata="<results>/setup/run_metadata.json",

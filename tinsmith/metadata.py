@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from tinsmith.container import COMMIT_VARIABLE, current_image
 from tinsmith.files import sha256
 
 _RECORDED = re.compile(
@@ -24,6 +25,7 @@ _RECORDED = re.compile(
     r"|SLURM|APPTAINER|SNAKEMAKE)_|^(CUBLAS_WORKSPACE_CONFIG|PYTHONHASHSEED|NO_PROXY)$"
 )
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+_DIRTY = "-dirty"
 _SNAKEMAKE_MARK = ".snakemake_timestamp"
 
 
@@ -52,6 +54,7 @@ def describe_run(
         "environment": recorded_environment(os.environ),
         "packages": package_versions(),
         "git": git_state(),
+        "container": current_image(os.environ),
         "machine": machine(),
         "accelerators": accelerators(),
     }
@@ -91,11 +94,19 @@ def package_versions() -> dict[str, str]:
 
 def git_state() -> dict[str, Any] | None:
     """The commit, and whether a tracked file differed from it; None outside a git checkout."""
+    said = os.environ.get(COMMIT_VARIABLE) or git_commit()
+    if said is None:
+        return None
+    return {"commit": said.removesuffix(_DIRTY), "is_dirty": said.endswith(_DIRTY)}
+
+
+def git_commit() -> str | None:
+    """The commit that is checked out, with "-dirty" where a tracked file differs from it."""
     commit = _output_of("git", "rev-parse", "HEAD")
     if commit is None:
         return None
     changes = _output_of("git", "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "is_dirty": bool(changes)}
+    return commit + (_DIRTY if changes else "")
 
 
 def machine() -> dict[str, Any]:

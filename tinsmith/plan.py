@@ -20,6 +20,7 @@ from tinsmith.config import (
     check,
 )
 from tinsmith.config.environment import origins
+from tinsmith.container_plan import ContainerPlan
 from tinsmith.errors import TinsmithError
 from tinsmith.models import check_model_directory
 from tinsmith.report.results import reported_files
@@ -121,6 +122,17 @@ class Plan:
 
     def report_settings(self, wildcards: Any) -> str:
         return settings_json(self._report_settings())
+
+    @property
+    def container(self) -> ContainerPlan:
+        """What the rules run in, and which of its files lie where the user said."""
+        places = [Path(self.results())]
+        for run in self.runs.values():
+            places += [Path(run.config.backend.store), Path(run.model_dir)]
+            if isinstance(run.config.data, FileData):
+                places.append(Path(run.config.data.path))
+            places += source_files(run.config.task, run.config.paradigm)
+        return ContainerPlan(self._any_run().config.container, tuple(places))
 
     # Files.
 

@@ -10,45 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 import yaml
 
+from tests.pipeline.small import CONFIG
 from tests.pipeline.workflow import Workflow, workflow_environment
 from tinsmith.metadata import describe_file
 
 RUN = Path("results/seed=0")
 UNREACHABLE_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_none", "NO_PROXY": "*"}
-CONFIG: dict[str, Any] = {
-    "model": {"kind": "tiny", "hidden_size": 64, "pretrain_steps": 120},
-    "data": {"kind": "arithmetic", "digits": 1, "num_problems": 100, "held_out": 30},
-    "task": {"kind": "arithmetic"},
-    "lora": {"rank": 4},
-    "stages": [
-        {"kind": "supervised", "steps": 2, "batch_size": 8, "eval_problems": 4},
-        {
-            "kind": "grpo",
-            "steps": 2,
-            "problems_per_step": 8,
-            "samples_per_problem": 4,
-            "max_tokens": 8,
-            "eval_problems": 4,
-        },
-    ],
-    "evaluation": {
-        "num_problems": 10,
-        "samples_per_problem": 2,
-        "max_tokens": 8,
-        "pass_at_k": [1, 2],
-    },
-}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
-    workflow = Workflow(tmp_path_factory.mktemp("pipeline"), CONFIG, stand_ins=False)
-    said = workflow.snakemake("--cores", "2")
-    assert said.code == 0, said.text
-    return workflow
 
 
 def read(path: Path) -> Any:

@@ -70,8 +70,9 @@ class Workflow:
         self.folder = folder
         for name in ("tinsmith", "configs"):
             (folder / name).symlink_to(ROOT / name)
-        for name in ("rules", "profiles", "envs"):
-            shutil.copytree(ROOT / name, folder / name)
+        for name in ("rules", "profiles", "envs", "containers"):
+            unbuilt = shutil.ignore_patterns("*.sif")
+            shutil.copytree(ROOT / name, folder / name, ignore=unbuilt)
         shutil.copy(ROOT / "Snakefile", folder)
         if stand_ins:
             (folder / "scripts").mkdir()

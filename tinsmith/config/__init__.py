@@ -19,6 +19,7 @@ from tinsmith.config.root import Config
 from tinsmith.config.sections import (
     ArithmeticData,
     Backend,
+    Container,
     Data,
     Evaluation,
     FileData,
@@ -62,6 +63,7 @@ __all__ = [
     "Backend",
     "Config",
     "ConstrainedTask",
+    "Container",
     "Data",
     "DataSettings",
     "Debate",

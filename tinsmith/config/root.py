@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from tinsmith.config.monitors import DEFAULT_MONITORS, Monitor
 from tinsmith.config.paradigms import Debate, Paradigm
 from tinsmith.config.sections import (
     RESULTS_FOLDER,
     Backend,
+    Container,
     Data,
     Evaluation,
     Lora,
@@ -18,6 +19,7 @@ from tinsmith.config.sections import (
     TableData,
     TinyModel,
     UserClass,
+    use_what_is_described,
 )
 from tinsmith.config.stages import Grpo, Rejection, Stage
 from tinsmith.config.tasks import ConstrainedTask, QaTask, SummaryTask, Task
@@ -38,6 +40,7 @@ class Config(Section):
     stages: tuple[Stage, ...] = Field(min_length=1)
     monitors: tuple[Monitor, ...] = DEFAULT_MONITORS
     evaluation: Evaluation = Evaluation()
+    container: Annotated[Container, BeforeValidator(use_what_is_described)] = Container()
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     sweep: dict[str, list[Any]] = Field(default_factory=dict)
     results: Annotated[str, Field(pattern=RESULTS_FOLDER)] = "results"

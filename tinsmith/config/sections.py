@@ -14,6 +14,7 @@ CLASS = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 USER_CLASS = "module:Class"
 CHECKPOINT = r"^tinker://.+"
 RESULTS_FOLDER = r"^[^{}<>]*[^{}<>/]$"
+IMAGE_FILE = r"^\S+\.sif$"
 PATTERNS = {
     COMMIT: "must be a full commit hash of 40 hex digits, which pins it",
     REPOSITORY: "must be a hub repository's name like Org/Name",
@@ -21,6 +22,7 @@ PATTERNS = {
     CHECKPOINT: "must be the tinker:// path of saved sampler weights",
     RESULTS_FOLDER: "must be a folder's path without braces, < and >, or a / at its end",
     STAGE_NAME: "must hold small letters, digits, '-' and '_' only",
+    IMAGE_FILE: "must be a .sif file, its path without spaces",
     CLASS: "must name a class as module:Class, like my_code:MyClass",
 }
 
@@ -106,6 +108,33 @@ class Backend(LocalSettings):
                 f" server writes down its traffic, got {self.record!r}"
             )
         return self
+
+
+class Container(Section):
+    """The Apptainer image that the rules run in, if they do: one of containers/, or `image`, which
+    is used as it is."""
+
+    use: bool = False
+    definition: Literal["engine", "engine-cuda", "vllm"] = "engine"
+    base: Text | None = None
+    build_options: list[Text] = Field(default_factory=list)
+    image: Annotated[str, Field(pattern=IMAGE_FILE)] | None = None
+
+    @model_validator(mode="after")
+    def _is_built_or_given(self) -> "Container":
+        if self.image is not None and (self.base is not None or self.build_options):
+            raise ValueError(
+                "image must be left out with base and build_options, which say how to build one; it"
+                f" is used as it is, got {self.image!r}"
+            )
+        return self
+
+
+def use_what_is_described(value: Any) -> Any:
+    """`container: true` is the image of the defaults, and one that is described is used."""
+    if isinstance(value, bool):
+        return {"use": value}
+    return {"use": True, **value} if isinstance(value, dict) else value
 
 
 class Split(Section):
