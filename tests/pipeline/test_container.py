@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from tests.pipeline.workflow import ROOT, Said, Workflow
 from tinsmith.files import sha256
 
 RUN = Path("results/seed=0")
-pytestmark = pytest.mark.skipif(images.missing() is not None, reason=images.missing() or "")
+pytestmark = [
+    pytest.mark.skipif(images.missing() is not None, reason=images.missing() or ""),
+    pytest.mark.timeout(1800),  # of the first, which builds an image and runs a pipeline in it
+]
 
 
 @pytest.fixture(scope="module")
-def contained(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+def contained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workflow]:
     """The small pipeline in a git checkout of its own, run in the image that its rule built."""
     base, options = images.copy_of_the_base(tmp_path_factory.mktemp("base"))
     images.lay_in_pinned_packages(base)
@@ -33,7 +37,8 @@ def contained(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
     said = snakemake(workflow, "--cores", "2")
     assert said.code == 0, said.text
     shutil.rmtree(base)
-    return workflow
+    yield workflow
+    (folder / "containers/engine.sif").unlink()
 
 
 def snakemake(workflow: Workflow, *arguments: str) -> Said:
