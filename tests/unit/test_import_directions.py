@@ -18,9 +18,17 @@ FLOOR = {
     "tinsmith.settings",
 }
 LOGPROB_CHECK = "scripts/check_local_sampling_logprobs.py"
+TORCH_REPORT = "scripts/torch_report.py"
 # The one place, or the few, where a heavy package is imported.
 PLACES = {
-    "torch": ("backend/", "objectives/losses.py", "export.py", "tiny/", LOGPROB_CHECK),
+    "torch": (
+        "backend/",
+        "objectives/losses.py",
+        "export.py",
+        "tiny/",
+        LOGPROB_CHECK,
+        TORCH_REPORT,
+    ),
     "transformers": ("backend/", "export.py", "tiny/", "chat.py", LOGPROB_CHECK),
     "peft": ("backend/", "export.py"),
     "fastapi": ("backend/wire/",),
