@@ -32,6 +32,7 @@ class Training:
         self._core = core
         self._trainers: dict[str, Trainer] = {}
         self._warned: set[str] = set()
+        self._cancelled: set[str] = set()  # sessions
 
     def create(self, request: CreateModelRequest) -> Promise:
         """A new adapter on a base model."""
@@ -145,6 +146,8 @@ class Training:
             raise self._core.lost_model(model_id)
 
         def operation() -> Result:
+            if model_id.split(":")[0] in self._cancelled:
+                raise TinsmithError(f"training run {model_id} was cancelled; its checkpoints stay")
             trainer = self._trainers.get(model_id)
             if trainer is None:
                 raise TinsmithError(f"model {model_id!r} could not be created or was freed")
@@ -173,6 +176,10 @@ class Training:
                 choice.substitutes,
                 choice.name,
             )
+
+    def cancel(self, session_id: str) -> None:
+        """Carry out nothing more of a session, not even what is queued already."""
+        self._cancelled.add(session_id)
 
     def free(self, session_id: str) -> None:
         """Drop a session's models from memory; their checkpoints stay."""

@@ -64,6 +64,23 @@ def add_session_routes(api: APIRouter, core: Core, training: Training, samplers:
         end(session_id, request.model_dump(exclude={"type"}))
         return {}
 
+    @api.post("/training_runs/{model_id}/cancel")
+    async def cancel_run(model_id: str) -> dict[str, Any]:
+        """An addition to the Tinker API: stop the program that trains a run, with its session."""
+        run = core.store.run(model_id)
+        if run is None:
+            raise NotFound(f"training run {model_id!r} does not exist in {core.store.directory}")
+        session_id = model_id.split(":")[0]
+        core.require_session(session_id)
+        training.cancel(session_id)
+        silence.forget(session_id)
+        end(session_id, {"reason": {"type": "interrupted"}, "detail": "cancelled"})
+        log.warning("run cancelled", model_id=model_id, session_id=session_id)
+        return {
+            "session_id": session_id,
+            "training_run_ids": core.store.sessions.models(session_id),
+        }
+
     _add_session_listing(api, core, samplers, silence)
 
 

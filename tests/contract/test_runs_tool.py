@@ -1,0 +1,99 @@
+"""`scripts.tinker_runs` on a real server: what it lists is there, what it cancels has stopped."""
+
+import json
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tinker
+
+from scripts.tinker_runs import activity, main
+from tests.clients import make_datum, random_tokens, train
+from tests.in_process import KEY, Served, serving
+
+
+@pytest.fixture(scope="module")
+def served(qwen3_dir: Path, tmp_path_factory: pytest.TempPathFactory):
+    store = tmp_path_factory.mktemp("runs") / "store"
+    with pytest.MonkeyPatch.context() as patch, serving(qwen3_dir, store) as served:
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        patch.setenv("TINKER_BASE_URL", served.base_url)
+        patch.setenv("TINKER_API_KEY", KEY)
+        yield served
+
+
+def tool(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out  # the server of this process logs there too
+    start = re.search(r"^[\[{]", out, re.MULTILINE)
+    assert start is not None, out
+    return json.JSONDecoder().raw_decode(out[start.start() :])[0]
+
+
+def test_runs_sessions_and_checkpoints_are_listed_and_one_is_removed(
+    served: Served, capsys: pytest.CaptureFixture[str]
+):
+    with served.client() as service:
+        run = service.create_lora_training_client("qwen3", rank=3, seed=1).result()
+        state, sampler = (save("a").result().path for save in (run.save_state,
+                          run.save_weights_for_sampler))  # fmt: skip
+        [row] = [row for row in tool(capsys, "--list") if row["run"] == run.model_id]
+        assert row["last_checkpoints"] == [state, sampler]
+        found = (row["base_model"], row["rank"], row["state"], row["corrupted"])
+        assert found == ("qwen3", 3, "active", False)
+        assert tool(capsys, "--run", run.model_id)["checkpoints"] == [sampler, state]
+        sessions = tool(capsys, "--list-sessions")
+        assert [run.model_id] in [session["runs"] for session in sessions]
+        assert main(["--delete-checkpoint", str(state)]) == 2
+        assert "give --yes" in capsys.readouterr().err
+        tool(capsys, "--delete-checkpoint", str(state), "--yes")
+        left = [one["path"] for one in tool(capsys, "--checkpoints", run.model_id)]
+        assert left == [sampler]
+        assert main(["--list"]) == 0
+        assert run.model_id in capsys.readouterr().out
+
+
+def test_a_cancelled_run_stops_with_what_it_had_queued_and_others_go_on(
+    served: Served, capsys: pytest.CaptureFixture[str]
+):
+    data = [make_datum(random_tokens(i, 400)) for i in range(24)]
+    with served.client() as mine, served.client() as others:
+        run = mine.create_lora_training_client("qwen3", rank=2, seed=1).result()
+        other = others.create_lora_training_client("qwen3", rank=2, seed=1).result()
+        state = run.save_state("kept").result().path
+        queued = [run.forward_backward(data, "cross_entropy") for _ in range(12)]
+        while served.core.engine.num_queued < 8:
+            time.sleep(0.01)
+        [row] = tool(capsys, "--cancel", run.model_id, "--yes")
+        assert row == {"cancelled": run.model_id, "with": [run.model_id]}
+        with pytest.raises(tinker.RequestFailedError, match="was cancelled"):
+            queued[-1].result(timeout=120)
+        train(other, 1)
+        assert served.core.engine.num_queued == 0
+        assert state in tool(capsys, "--run", run.model_id)["checkpoints"]
+        assert main(["--cancel", run.model_id, "--yes"]) == 2
+        assert "has ended" in capsys.readouterr().err
+        cancelled = tool(capsys, "--cancel-all", "--yes")
+        assert other.model_id in [row["cancelled"] for row in cancelled]
+        assert run.model_id not in [row["cancelled"] for row in cancelled]
+
+
+def test_a_service_without_cancel_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], served: Served
+):
+    monkeypatch.setenv("TINKER_BASE_URL", "http://127.0.0.1:9")
+    assert main(["--cancel", "x", "--yes"]) == 2
+    assert "has no cancel" in capsys.readouterr().err
+    monkeypatch.delenv("TINKER_API_KEY")
+    assert main(["--list"]) == 2
+    assert "TINKER_API_KEY is not set" in capsys.readouterr().err
+
+
+def test_a_run_is_active_recent_or_idle_by_its_last_request():
+    now = datetime.now(UTC)
+    ages = (timedelta(minutes=29), timedelta(minutes=31), timedelta(hours=25))
+    assert [activity(now - age, now) for age in ages] == ["active", "recent", "idle"]
