@@ -14,10 +14,12 @@ rule prepare_data:
         "logs/data/{data}.tsv"
     wildcard_constraints:
         data=PLAN.data_pattern(),
-    threads: 1
+    threads: PLAN.request("prepare_data").threads
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=PLAN.request("prepare_data").mem_mb,
+        runtime=PLAN.request("prepare_data").runtime,
+        gpu=PLAN.request("prepare_data").gpus,
+        gpu_model=PLAN.request("prepare_data").gpu_model,
     params:
         settings=PLAN.data_settings,
     shell:

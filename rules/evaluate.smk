@@ -19,17 +19,21 @@ rule evaluate_stage:
     wildcard_constraints:
         run=PLAN.run_pattern(),
         stage=PLAN.evaluated_pattern(),
-    threads: PLAN.threads
+    threads: PLAN.request("evaluate_stage").threads
     resources:
-        mem_mb=4000,
-        runtime=240,
-        gpus=PLAN.gpus,
+        mem_mb=PLAN.request("evaluate_stage").mem_mb,
+        runtime=PLAN.request("evaluate_stage").runtime,
+        gpu=PLAN.request("evaluate_stage").gpus,
+        gpu_model=PLAN.request("evaluate_stage").gpu_model,
+        url=PLAN.url,
     params:
         settings=PLAN.evaluate_settings,
     shell:
         "python -m scripts.evaluate"
         " --settings {params.settings:q}"
         " --threads {threads}"
+        " --gpus {resources.gpu}"
+        " --url {resources.url:q}"
         " --model {input.model:q}"
         " --heldout {input.heldout:q}"
         " --checkpoint {input.checkpoint:q}"

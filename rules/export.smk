@@ -18,17 +18,21 @@ rule export_run:
         "logs/{run}/export.tsv"
     wildcard_constraints:
         run=PLAN.run_pattern(),
-    threads: PLAN.threads
+    threads: PLAN.request("export_run").threads
     resources:
-        mem_mb=4000,
-        runtime=120,
-        gpus=PLAN.gpus,
+        mem_mb=PLAN.request("export_run").mem_mb,
+        runtime=PLAN.request("export_run").runtime,
+        gpu=PLAN.request("export_run").gpus,
+        gpu_model=PLAN.request("export_run").gpu_model,
+        url=PLAN.url,
     params:
         settings=PLAN.export_settings,
     shell:
         "python -m scripts.export"
         " --settings {params.settings:q}"
         " --threads {threads}"
+        " --gpus {resources.gpu}"
+        " --url {resources.url:q}"
         " --model {input.model:q}"
         " --heldout {input.heldout:q}"
         " --checkpoint {input.checkpoint:q}"

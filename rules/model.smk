@@ -11,10 +11,12 @@ rule prepare_model:
         "logs/models/{model}.tsv"
     wildcard_constraints:
         model=PLAN.model_pattern(),
-    threads: 1
+    threads: PLAN.request("prepare_model").threads
     resources:
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=PLAN.request("prepare_model").mem_mb,
+        runtime=PLAN.request("prepare_model").runtime,
+        gpu=PLAN.request("prepare_model").gpus,
+        gpu_model=PLAN.request("prepare_model").gpu_model,
     params:
         settings=PLAN.model_settings,
         download="work/download/{model}",

@@ -13,10 +13,12 @@ rule write_report:
         "logs/report.log",
     benchmark:
         "logs/report.tsv"
-    threads: 1
+    threads: PLAN.request("write_report").threads
     resources:
-        mem_mb=2000,
-        runtime=15,
+        mem_mb=PLAN.request("write_report").mem_mb,
+        runtime=PLAN.request("write_report").runtime,
+        gpu=PLAN.request("write_report").gpus,
+        gpu_model=PLAN.request("write_report").gpu_model,
     params:
         settings=PLAN.report_settings,
     shell:

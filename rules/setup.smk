@@ -10,15 +10,20 @@ rule check_setup:
         "logs/setup/check_setup.log",
     benchmark:
         "logs/setup/check_setup.tsv"
-    threads: 1
+    threads: PLAN.request("check_setup").threads
     resources:
-        mem_mb=1000,
-        runtime=5,
+        mem_mb=PLAN.request("check_setup").mem_mb,
+        runtime=PLAN.request("check_setup").runtime,
+        gpu=PLAN.request("check_setup").gpus,
+        gpu_model=PLAN.request("check_setup").gpu_model,
+        url=PLAN.urls,
     params:
         settings=PLAN.setup_settings,
     shell:
         "python -m scripts.check_setup"
         " --settings {params.settings:q}"
+        " --gpus {resources.gpu}"
+        " --url {resources.url}"
         " --pins {input.pins:q}"
         " --setup {output.setup:q}"
         " --log {log:q}"

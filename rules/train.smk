@@ -31,11 +31,13 @@ rule train_stage:
     wildcard_constraints:
         run=PLAN.run_pattern(),
         stage=PLAN.stage_pattern(),
-    threads: PLAN.threads
+    threads: PLAN.request("train_stage").threads
     resources:
-        mem_mb=4000,
-        runtime=720,
-        gpus=PLAN.gpus,
+        mem_mb=PLAN.request("train_stage").mem_mb,
+        runtime=PLAN.request("train_stage").runtime,
+        gpu=PLAN.request("train_stage").gpus,
+        gpu_model=PLAN.request("train_stage").gpu_model,
+        url=PLAN.url,
     params:
         settings=PLAN.train_settings,
         work=PLAN.work_dir,
@@ -44,6 +46,8 @@ rule train_stage:
         " --settings {params.settings:q}"
         " --monitors {PLAN.monitors:q}"
         " --threads {threads}"
+        " --gpus {resources.gpu}"
+        " --url {resources.url:q}"
         " --model {input.model:q}"
         " --train {input.train:q}"
         " --heldout {input.heldout:q}"

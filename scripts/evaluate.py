@@ -12,7 +12,8 @@ from tinsmith.config import EvaluateSettings
 from tinsmith.evaluation import Row, paired_difference, read_rows, sample_heldout, summarise
 from tinsmith.files import write_json, write_text
 from tinsmith.frozen import FrozenModels
-from tinsmith.job import job, settings_of
+from tinsmith.gpus import assigned_gpus
+from tinsmith.job import add_resources, backend_of, job, settings_of
 from tinsmith.paradigms import make_paradigm
 from tinsmith.problems import read_problems
 from tinsmith.rollouts import Sampler
@@ -43,15 +44,15 @@ def main() -> None:
 
 
 def _sample(args: argparse.Namespace, settings: EvaluateSettings) -> list[Row]:
-    backend = settings.backend.model_copy(update={"threads": args.threads})
     evaluation = settings.evaluation
     chat = Chat.load(args.model)
     task = make_task(settings.task, chat)
     problems = read_problems(args.heldout)
     try_problems(task, problems[: evaluation.num_problems])
-    server_log = args.log.with_suffix(".server.log")
+    backend, server_log = backend_of(args), args.log.with_suffix(".server.log")
     with (
-        connect(backend, args.model, settings.model_name, server_log) as service,
+        assigned_gpus(args.gpus) as locks,
+        connect(backend, args.model, settings.model_name, server_log, locks) as service,
         explained(f"evaluating {settings.stage}"),
     ):
         frozen = FrozenModels(service, settings.model_name, chat)
@@ -85,7 +86,7 @@ def _difference(rows: list[Row], earlier: Path | None, seed: int) -> dict[str, A
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", type=settings_of(EvaluateSettings), required=True)
-    parser.add_argument("--threads", type=int, default=1)
+    add_resources(parser)
     for name in ("model", "heldout", "evaluation", "samples", "log", "metadata"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path, nargs="?", help="none for the base")

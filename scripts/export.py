@@ -1,6 +1,7 @@
 """Rule export_run: the last stage's adapter and merged model, each checked (tinsmith/export.py)."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from tinsmith.export import (
     write_merged,
 )
 from tinsmith.files import write_json
-from tinsmith.job import job, settings_of
+from tinsmith.gpus import assigned_gpus
+from tinsmith.job import add_resources, backend_of, job, settings_of
 from tinsmith.model_card import adapter_card, base_reference, merged_card
 from tinsmith.problems import read_problems
 from tinsmith.runs import BASE
@@ -37,15 +39,18 @@ def main() -> None:
     args = _parse()
     inputs = ("model", "checkpoint", "weights", "heldout")
     outputs = ("adapter", "merged", "check")
-    with job(
-        rule="export_run",
-        log=args.log,
-        metadata=args.metadata,
-        settings=args.settings,
-        inputs={name: getattr(args, name) for name in inputs}
-        | {str(file): file for file in args.records},
-        outputs={name: getattr(args, name) for name in outputs},
-        seeds={"run": args.settings.seed},
+    with (
+        job(
+            rule="export_run",
+            log=args.log,
+            metadata=args.metadata,
+            settings=args.settings,
+            inputs={name: getattr(args, name) for name in inputs}
+            | {str(file): file for file in args.records},
+            outputs={name: getattr(args, name) for name in outputs},
+            seeds={"run": args.settings.seed},
+        ),
+        assigned_gpus(args.gpus) as locks,
     ):
         settings: ExportSettings = args.settings
         checkpoint = Checkpoint.read(args.checkpoint)
@@ -57,7 +62,7 @@ def main() -> None:
         write_adapter(args.weights, args.adapter, base, adapter_card(*story))
         write_merged(args.model, args.adapter, args.merged, precision, merged_card(*story))
         sequences = _sequences(args, settings)
-        expected = _backend_logprobs(args, settings, checkpoint, sequences)
+        expected = _backend_logprobs(args, checkpoint, sequences, locks)
         write_json(args.check, _check(args, sequences, expected, precision))
 
 
@@ -79,15 +84,14 @@ def _sequences(args: argparse.Namespace, settings: ExportSettings) -> list[tuple
 
 def _backend_logprobs(
     args: argparse.Namespace,
-    settings: ExportSettings,
     checkpoint: Checkpoint,
     sequences: list[tuple[int, ...]],
+    locks: Sequence[int],
 ) -> list[list[float]]:
     """What the backend gives every token but the first."""
-    backend = settings.backend.model_copy(update={"threads": args.threads})
-    server_log = args.log.with_suffix(".server.log")
+    backend, server_log = backend_of(args), args.log.with_suffix(".server.log")
     with (
-        connect(backend, args.model, settings.model_name, server_log) as service,
+        connect(backend, args.model, args.settings.model_name, server_log, locks) as service,
         explained("asking the backend for log-probabilities"),
     ):
         path = checkpoint.checkpoints.sampler
@@ -122,7 +126,7 @@ def _check(
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", type=settings_of(ExportSettings), required=True)
-    parser.add_argument("--threads", type=int, default=1)
+    add_resources(parser)
     names = ("model", "checkpoint", "weights", "heldout", "adapter", "merged", "check")
     parser.add_argument("--records", type=Path, nargs="+", help="run_metadata and evaluations")
     for name in (*names, "log", "metadata"):

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,13 +23,15 @@ from tinsmith.checkpoints import (
 from tinsmith.config import MonitorSettings, TrainSettings
 from tinsmith.files import new_directory
 from tinsmith.frozen import FrozenModels
-from tinsmith.job import job, settings_of
+from tinsmith.gpus import assigned_gpus
+from tinsmith.interruption import deferred_sigterm
+from tinsmith.job import add_resources, backend_of, job, settings_of
 from tinsmith.monitors import Watch
 from tinsmith.objectives.learning_rate import resolve_learning_rate
 from tinsmith.opponents import Snapshots, open_snapshots
 from tinsmith.paradigms import make_paradigm, put_in_training
 from tinsmith.problems import read_problems
-from tinsmith.progress import Progress, fingerprint, is_save_due, read_progress, write_progress
+from tinsmith.progress import Progress, Saves, fingerprint, read_progress
 from tinsmith.serving import connect
 from tinsmith.stages import STAGES, StageContext
 from tinsmith.step_files import read_steps, write_metrics, write_step
@@ -56,10 +59,10 @@ def main() -> None:
         seeds={"run": args.settings.seed},
     ):
         settings: TrainSettings = args.settings
-        backend = settings.backend.model_copy(update={"threads": args.threads})
-        server_log = args.log.with_suffix(".server.log")
+        backend, server_log = backend_of(args), args.log.with_suffix(".server.log")
         with (
-            connect(backend, args.model, settings.model_name, server_log) as service,
+            assigned_gpus(args.gpus) as locks,
+            connect(backend, args.model, settings.model_name, server_log, locks) as service,
             explained(f"training stage {settings.stage.name}"),
         ):
             _train(args, settings, service)
@@ -91,16 +94,19 @@ def _train(
         watch.recall(step["metrics"])
     if snapshots:
         snapshots.take(first_step)
-    for record in _with_progress_bar(settings, context, first_step):
-        write_step(args.work / "steps", record, chat)
-        next_step = record.step + 1
-        if is_save_due(settings.stage, record.step):
-            state = training_client.save_state(f"step-{next_step}").result().path
-            paths = snapshots.paths if snapshots else {}
-            write_progress(args.work, Progress(next_step, state, print_of_inputs, paths))
-        watch.look(record.step, record.metrics)
-        if snapshots and next_step < settings.stage.steps:
-            snapshots.take(next_step)
+    saves = Saves(args.work, settings.stage, training_client, print_of_inputs, progress)
+    with deferred_sigterm() as is_told_to_stop:
+        for record in _with_progress_bar(settings, context, first_step):
+            write_step(args.work / "steps", record, chat)
+            next_step, stops = record.step + 1, is_told_to_stop()
+            if stops or saves.is_due(record.step):
+                saves.save(next_step, snapshots.paths if snapshots else {})
+            watch.look(record.step, record.metrics)
+            if stops and next_step < settings.stage.steps:
+                logger.warning("told to stop (SIGTERM): saved after step %d", record.step)
+                raise SystemExit(128 + signal.SIGTERM)
+            if snapshots and next_step < settings.stage.steps:
+                snapshots.take(next_step)
 
     _write_outputs(args, settings, context.training_client)
 
@@ -196,7 +202,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--monitors", type=settings_of(MonitorSettings, "--monitors"), default=MonitorSettings()
     )
-    parser.add_argument("--threads", type=int, default=1)
+    add_resources(parser)
     for name in ("model", "train", "heldout", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--previous", type=Path, nargs="?", help="checkpoint.json, if any")

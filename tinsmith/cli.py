@@ -115,7 +115,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     if arguments.replay is not None:
         serve_recording(settings, arguments.replay)
     else:
-        serve(settings, origins)
+        serve(settings, origins, ignores_sigterm=arguments.stop_with_stdin)
 
 
 def _settings(arguments: argparse.Namespace, api_key: str) -> tuple[ServerSettings, dict[str, str]]:
@@ -188,7 +188,7 @@ def _stop_with_stdin() -> None:
     # Not sys.stdin.read(), whose lock the interpreter wants when it ends.
     while os.read(sys.stdin.fileno(), 4096):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _run(arguments: argparse.Namespace, command: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from typing import NoReturn, TypeVar
 
 import psutil
 
-from tinsmith.config import Section, check_section
+from tinsmith.config import Backend, Section, check_section
 from tinsmith.errors import TinsmithError
 from tinsmith.files import write_json
 from tinsmith.metadata import describe_run
@@ -56,6 +56,19 @@ def job(
         kind = type(error).__name__
         logger.error("%s: unexpected %s: %s (traceback in %s)", rule, kind, error, log)
         sys.exit(1)
+
+
+def add_resources(parser: argparse.ArgumentParser) -> None:
+    """Options of the rules that run the model: how and where, which no result depends on."""
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--gpus", type=int, default=0, help="none is seen with 0 (default)")
+    parser.add_argument("--url", nargs="?", help="of a running server, with backend.kind remote")
+
+
+def backend_of(args: argparse.Namespace) -> Backend:
+    """The backend of the job's settings, run as its command line says."""
+    update = {"threads": args.threads, "gpus": args.gpus, "url": args.url or None}
+    return args.settings.backend.model_copy(update=update)
 
 
 def settings_of(section: type[_Settings], flag: str = "--settings") -> Callable[[str], _Settings]:

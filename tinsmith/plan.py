@@ -24,6 +24,7 @@ from tinsmith.container_plan import ContainerPlan
 from tinsmith.errors import TinsmithError
 from tinsmith.models import check_model_directory
 from tinsmith.report.results import reported_files
+from tinsmith.resources import Request
 from tinsmith.runs import BASE, RunConfig, expand, settings_json
 from tinsmith.user_code import load_class, source_files
 
@@ -85,7 +86,7 @@ class Plan:
     def setup_settings(self, wildcards: Any) -> str:
         backends = [run.config.backend for run in self.runs.values()]
         kinds = sorted({backend.kind for backend in backends})
-        devices = sorted({backend.device for backend in backends})
+        devices = sorted({backend.device for backend in backends if backend.kind == "local"})
         config = self._any_run().config.model_dump(mode="json")
         flat = {**config, **{f"backend.{key}": value for key, value in config["backend"].items()}}
         # Those that Snakemake prints with each job are no reason to run this one again.
@@ -210,11 +211,25 @@ class Plan:
 
     # Resources.
 
-    def threads(self, wildcards: Any) -> int:
-        return self._run(wildcards).config.backend.threads
+    def request(self, rule: str) -> Request:
+        """What the jobs of a rule ask for."""
+        return Request(rule, self._served_configs)
 
-    def gpus(self, wildcards: Any) -> int:
-        return self._run(wildcards).config.backend.gpus
+    def url(self, wildcards: Any) -> str:
+        """The service that a job is sent to; empty where it starts its own or uses the hosted."""
+        return self._run(wildcards).config.backend.url or ""
+
+    def urls(self, wildcards: Any) -> str:
+        """Of all services that jobs are sent to, with spaces between."""
+        return " ".join(sorted({run.config.backend.url or "" for run in self.runs.values()}))
+
+    def _served_configs(self, wildcards: Any) -> list[Config]:
+        """Those of the runs that a job is for: one run, all with its model or data, or all."""
+        chosen = list(self.runs.values())
+        for key, of in (("run", "name"), ("model", "model_key"), ("data", "data_key")):
+            if hasattr(wildcards, key):
+                chosen = [r for r in chosen if getattr(r, of) == getattr(wildcards, key)]
+        return [run.config for run in chosen]
 
     def _report_settings(self) -> ReportSettings:
         runs = self.runs.values()

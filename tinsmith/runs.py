@@ -150,7 +150,8 @@ def expand(config: Config) -> dict[str, RunConfig]:
 
 def settings_json(section: Section) -> str:
     """A job's settings for its command line; how it is scheduled is not among them."""
-    return section.model_dump_json(exclude={"backend": {"threads", "gpus"}})
+    left_out = {"backend": {"threads", "gpus", "url"}, "config": {"resources"}}
+    return section.model_dump_json(exclude=left_out)
 
 
 def short_hash(section: Section) -> str:

@@ -16,10 +16,10 @@ import tinker
 from tinsmith.cli import KEY_VARIABLE
 from tinsmith.config import Backend
 from tinsmith.errors import TinsmithError
+from tinsmith.remote import past_proxies, remote_service
 from tinsmith.settings import LocalSettings, options_of, variables
 
 READY = re.compile(r"Tinsmith serves .* at (http://\S+)")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +32,28 @@ class Endpoint:
     def environment(self) -> dict[str, str]:
         """Variables that point any Tinker program at this endpoint. Loopback is kept off HTTP
         proxies, behind which the SDK would wait for ever."""
-        listed = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
-        hosts = [host for host in listed.split(",") if host]
-        no_proxy = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
         return {
             "TINKER_BASE_URL": self.base_url,
             "TINKER_API_KEY": self.api_key,
-            "NO_PROXY": no_proxy,
-            "no_proxy": no_proxy,
+            **past_proxies(),
         }
 
 
 @contextmanager
 def connect(
-    backend: Backend, model_dir: Path, model_name: str, log: Path
+    backend: Backend, model_dir: Path, model_name: str, log: Path, gpu_locks: Sequence[int] = ()
 ) -> Iterator[tinker.ServiceClient]:
     """A client of the configured service; a local one lives as long as the block.
 
-    The local server serves `model_dir` under `model_name` and writes its log to `log`.
+    The local server serves `model_dir` under `model_name`, writes its log to `log`, and holds the
+    locks of its GPUs (tinsmith/gpus.py).
     """
+    if backend.kind == "remote":
+        if backend.url is None:
+            raise TinsmithError("--url must be given with backend.kind remote")
+        with remote_service(backend.url.rstrip("/"), model_name) as service:
+            yield service
+        return
     if backend.kind == "hosted":
         if not os.environ.get("TINKER_API_KEY"):
             raise TinsmithError(
@@ -61,9 +64,8 @@ def connect(
             yield service
         return
     models, options = {model_name: str(model_dir)}, options_of(backend, LocalSettings.model_fields)
-    with local_server(
-        models, options, log=log, hidden=variables(LocalSettings).values()
-    ) as endpoint:
+    hidden = variables(LocalSettings).values()
+    with local_server(models, options, log=log, hidden=hidden, pass_fds=gpu_locks) as endpoint:
         os.environ.update(endpoint.environment())
         with tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key) as service:
             yield service
@@ -77,12 +79,14 @@ def local_server(
     api_key: str | None = None,
     log: Path | None = None,
     hidden: Collection[str] = (),
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[Endpoint]:
     """`tinsmith serve` as a child process, on a free port unless `options` name one.
 
-    It stops with the block, and by itself if this process dies. Its standard error goes to `log`
-    (None: to this process's own). It does not see the environment variables that `hidden` names:
-    what they said is among `options`.
+    It stops with the block, and by itself if this process dies; until then it ignores SIGTERM,
+    which SLURM sends to every process of a job while the job still wants to save. Its standard
+    error goes to `log` (None: to this process's own). It does not see the environment variables
+    that `hidden` names: what they said is among `options`.
     """
     key = api_key or f"tml-local-{secrets.token_urlsafe(24)}"
     command = [sys.executable, "-m", "tinsmith.cli", "serve", "--port=0", "--stop-with-stdin"]
@@ -101,6 +105,7 @@ def local_server(
         env={name: os.environ[name] for name in os.environ if name not in hidden}
         | {KEY_VARIABLE: key},
         start_new_session=True,  # Ctrl-C is for the client; it stops the server when it is done
+        pass_fds=pass_fds,
     )
     try:
         yield Endpoint(_await_ready(process, log), key)
@@ -133,12 +138,13 @@ def _last_lines(log: Path) -> str:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    process.terminate()
+    """Close its standard input, which it was told to stop with."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
     try:
         process.wait(timeout=30)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
+    process.stdout.close()

@@ -12,20 +12,30 @@ from typing import Any
 
 from packaging.version import Version
 
+from tinsmith.config import SetupSettings
 from tinsmith.errors import TinsmithError
 from tinsmith.metadata import accelerators
+from tinsmith.remote import check_remote
 
 MIN_FREE_BYTES = 1 << 30
 
 
-def check_setup(kinds: Sequence[str], devices: Sequence[str], pins: Path) -> dict[str, Any]:
-    """What was found, for the record; what would only fail hours later is an error now."""
+def check_setup(
+    settings: SetupSettings, num_gpus: int, urls: Sequence[str], pins: Path
+) -> dict[str, Any]:
+    """What was found, for the record; what would only fail hours later is an error now.
+
+    `num_gpus` is what the jobs that run the model ask for, `urls` the servers that they use.
+    """
+    kinds = settings.kinds
     other_versions = check_packages(pins.read_text(encoding="utf-8"))
     if "hosted" in kinds and not os.environ.get("TINKER_API_KEY"):
         raise TinsmithError(
             "TINKER_API_KEY must be set for backend.kind 'hosted', the hosted service; set it, or"
             " choose backend.kind: local (config.yaml: backend.kind, or TINKER_BACKEND)"
         )
+    for url in urls:
+        check_remote(url.rstrip("/"))
     free_bytes = shutil.disk_usage(".").free
     if free_bytes < MIN_FREE_BYTES:
         raise TinsmithError(
@@ -33,10 +43,12 @@ def check_setup(kinds: Sequence[str], devices: Sequence[str], pins: Path) -> dic
             f" {free_bytes >> 20} MiB at {Path.cwd()}"
         )
     gpus = accelerators()
-    torch_cuda = check_accelerator(devices, gpus) if "local" in kinds else None
+    is_local = "local" in kinds
+    torch_cuda = check_accelerator(settings.devices, num_gpus, gpus) if is_local else None
     return {
         "other_versions": other_versions,
         "accelerators": gpus,
+        "is_gpu_idle": bool(is_local and gpus and num_gpus == 0),
         "torch_cuda": torch_cuda,
         "free_bytes": free_bytes,
     }
@@ -60,8 +72,11 @@ def check_packages(pins: str) -> dict[str, dict[str, str]]:
     return others
 
 
-def check_accelerator(devices: Sequence[str], gpus: Sequence[dict[str, str]]) -> str | None:
-    """The CUDA version of torch; a GPU that torch cannot use would mean a run hours too long."""
+def check_accelerator(
+    devices: Sequence[str], num_gpus: int, gpus: Sequence[dict[str, str]]
+) -> str | None:
+    """The CUDA version of torch; a GPU that jobs ask for and torch cannot use would mean a run
+    hours too long."""
     asked = "import torch; print(torch.version.cuda or '', torch.cuda.is_available())"
     answer = subprocess.run(
         [sys.executable, "-c", asked], capture_output=True, text=True, check=False
@@ -70,16 +85,12 @@ def check_accelerator(devices: Sequence[str], gpus: Sequence[dict[str, str]]) ->
         last = answer.stderr.strip().splitlines()[-1:]
         raise TinsmithError(f"torch must be importable by {sys.executable}, but: {' '.join(last)}")
     cuda, _, is_available = answer.stdout.strip().rpartition(" ")
-    is_usable = is_available == "True"
-    if "cuda" in devices and not is_usable:
+    if num_gpus and set(devices) != {"cpu"} and is_available != "True":
+        names = ", ".join(gpu["name"] for gpu in gpus) or "none"
         raise TinsmithError(
-            f"backend.device 'cuda' needs a GPU that torch can use; torch here is built for"
-            f" {cuda or 'the CPU only'} and the driver shows {len(gpus)} GPUs"
-        )
-    if gpus and "auto" in devices and not is_usable:
-        raise TinsmithError(
-            f"this machine has a GPU ({gpus[0]['name']}) that torch cannot use, because torch is"
-            f" built for {cuda or 'the CPU only'}: install torch for this GPU, or choose the CPU"
-            " with backend.device: cpu (config.yaml: backend.device)"
+            f"backend.gpus asks for {num_gpus}, and torch can use none: it is built for"
+            f" {cuda or 'the CPU only'}, and the driver of {os.uname().nodename} shows {names};"
+            " install torch for the GPU, or choose the CPU with backend.device: cpu and"
+            " backend.gpus: 0"
         )
     return cuda or None

@@ -127,7 +127,7 @@ def test_a_key_of_the_config_wins_over_the_environment_and_that_over_the_default
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("TINKER_BACKEND", "api", "TINKER_BACKEND must be local or hosted, got 'api'"),
+        ("TINKER_BACKEND", "api", "TINKER_BACKEND must be local, remote or hosted, got 'api'"),
         ("TINKER_LOCAL_BACKEND", "unsloth", "TINKER_LOCAL_BACKEND must be transformers, the only"),
         ("TINKER_LOCAL_MIN_P", "nan", "TINKER_LOCAL_MIN_P must be a number from 0 to 1, got 'nan'"),
         ("TINKER_LOCAL_MINP", "0.1", "TINKER_LOCAL_MINP is not a setting; did you mean"),

@@ -70,12 +70,18 @@ def test_the_fingerprint_depends_on_settings_and_on_every_input(tmp_path: Path):
 @pytest.mark.parametrize(("steps", "num_saves"), [(100, 10), (30, 10), (25, 8), (5, 5), (1, 1)])
 def test_auto_saves_about_ten_times_a_stage(steps: int, num_saves: int):
     stage = Supervised(kind="supervised", steps=steps)
-    assert sum(is_save_due(stage, step) for step in range(steps)) == num_saves
+    assert sum(is_save_due(stage, step, 60) for step in range(steps)) == num_saves
 
 
 def test_a_number_saves_after_that_many_steps():
     stage = Supervised(kind="supervised", steps=10, save_every=4)
-    assert [step for step in range(10) if is_save_due(stage, step)] == [3, 7]
+    assert [step for step in range(10) if is_save_due(stage, step, 3600)] == [3, 7]
+
+
+def test_auto_saves_after_a_quarter_of_an_hour_at_the_latest():
+    stage = Supervised(kind="supervised", steps=1000)
+    assert not is_save_due(stage, 7, 899)
+    assert is_save_due(stage, 7, 900)
 
 
 def test_a_step_file_holds_tokens_text_logprobs_rewards_and_advantages(tmp_path: Path):

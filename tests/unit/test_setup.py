@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from tinsmith.config import SetupSettings
 from tinsmith.errors import TinsmithError
 from tinsmith.setup import check_accelerator, check_packages, check_setup
 
+HOSTED = SetupSettings(kinds=("hosted",), devices=())
 PINS = Path(__file__).parents[2] / "envs" / "engine.txt"
 
 
@@ -29,19 +31,21 @@ def test_a_platforms_build_counts_as_the_pinned_version() -> None:
 def test_the_hosted_service_needs_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TINKER_API_KEY", raising=False)
     with pytest.raises(TinsmithError, match="TINKER_API_KEY must be set"):
-        check_setup(("hosted",), ("auto",), PINS)
+        check_setup(HOSTED, 0, (), PINS)
     monkeypatch.setenv("TINKER_API_KEY", "tml-test")
-    assert check_setup(("hosted",), ("auto",), PINS)["torch_cuda"] is None
+    assert check_setup(HOSTED, 0, (), PINS)["torch_cuda"] is None
 
 
 def test_a_gpu_that_torch_cannot_use_is_an_error_and_not_a_slow_run() -> None:
     import torch
 
+    gpus = [{"name": "some GPU"}]
     if torch.cuda.is_available():
-        assert check_accelerator(("auto",), [{"name": "some GPU"}])
+        assert check_accelerator(("auto",), 1, gpus)
         return
-    with pytest.raises(TinsmithError, match=r"has a GPU .some GPU. that torch cannot use"):
-        check_accelerator(("auto",), [{"name": "some GPU"}])
-    with pytest.raises(TinsmithError, match=r"backend\.device 'cuda' needs a GPU"):
-        check_accelerator(("cuda",), [])
-    assert check_accelerator(("cpu",), [{"name": "some GPU"}]) == torch.version.cuda
+    with pytest.raises(TinsmithError, match=r"asks for 1, and torch can use none.*some GPU"):
+        check_accelerator(("auto",), 1, gpus)
+    with pytest.raises(TinsmithError, match=r"asks for 2, .* shows none"):
+        check_accelerator(("cpu", "cuda"), 2, [])
+    assert check_accelerator(("auto",), 0, gpus) == torch.version.cuda
+    assert check_accelerator(("cpu",), 1, gpus) == torch.version.cuda

@@ -5,6 +5,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 import uvicorn
@@ -48,7 +49,12 @@ def listening_socket(settings: ServerSettings) -> Iterator[socket.socket]:
 
 
 def listen(
-    app: ASGIApp, listener: socket.socket, what: str, on_shutdown: Callable[[], None]
+    app: ASGIApp,
+    listener: socket.socket,
+    what: str,
+    on_shutdown: Callable[[], None],
+    *,
+    ignores_sigterm: bool = False,
 ) -> None:
     """Answer on a socket until told to stop, and say on standard output what is served."""
     host, port = listener.getsockname()[:2]
@@ -62,18 +68,27 @@ def listen(
     )
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     announcement = f"Tinsmith serves {what} at http://{address}"
-    _Server(config, announcement, on_shutdown).run(sockets=[listener])
+    _Server(config, announcement, on_shutdown, ignores_sigterm).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
     """Says on standard output when it accepts requests; lets nobody wait when it stops."""
 
     def __init__(
-        self, config: uvicorn.Config, announcement: str, on_shutdown: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        announcement: str,
+        on_shutdown: Callable[[], None],
+        ignores_sigterm: bool,
     ) -> None:
         super().__init__(config)
         self._announcement = announcement
         self._on_shutdown = on_shutdown
+        self._ignores_sigterm = ignores_sigterm
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not (self._ignores_sigterm and sig == signal.SIGTERM):
+            super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

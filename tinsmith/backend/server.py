@@ -40,9 +40,12 @@ HOST = socket.gethostname()
 log = structlog.stdlib.get_logger(__name__)
 
 
-def serve(settings: ServerSettings, origins: Mapping[str, str]) -> None:
-    """Serve until SIGTERM or SIGINT. The port is taken before the models are loaded, so that a
-    port in use is said at once. `origins` says of the settings where they come from."""
+def serve(
+    settings: ServerSettings, origins: Mapping[str, str], *, ignores_sigterm: bool = False
+) -> None:
+    """Serve until SIGINT or, unless a server that is up ignores it, SIGTERM. The port is taken
+    before the models are loaded, so that a port in use is said at once. `origins` says of the
+    settings where they come from."""
     stop_when_told()
     configure_logs(settings.log_format, settings.log_level, settings.api_key)
     check_substitutes(settings.substitutes)
@@ -54,7 +57,13 @@ def serve(settings: ServerSettings, origins: Mapping[str, str]) -> None:
         with running_core(settings) as core, expiring_checkpoints(core.store):
             app = make_app(core, settings.api_key, recording)
             stopped = Failure("the server was stopped", "server")
-            listen(app, listener, ", ".join(core.bases), lambda: core.promises.close(stopped))
+            listen(
+                app,
+                listener,
+                ", ".join(core.bases),
+                lambda: core.promises.close(stopped),
+                ignores_sigterm=ignores_sigterm,
+            )
 
 
 @contextmanager

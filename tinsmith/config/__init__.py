@@ -15,6 +15,7 @@ from tinsmith.config.paradigms import (
     SelfOpponent,
     UserParadigm,
 )
+from tinsmith.config.resources import JobResources, Resources
 from tinsmith.config.root import Config
 from tinsmith.config.sections import (
     ArithmeticData,
@@ -75,6 +76,7 @@ __all__ = [
     "Grpo",
     "HubData",
     "HubModel",
+    "JobResources",
     "Judge",
     "LatestOpponent",
     "Lora",
@@ -94,6 +96,7 @@ __all__ = [
     "QaTask",
     "Rejection",
     "ReportSettings",
+    "Resources",
     "SamplingStage",
     "Section",
     "SelfOpponent",

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from tinsmith.config.monitors import DEFAULT_MONITORS, Monitor
 from tinsmith.config.paradigms import Debate, Paradigm
+from tinsmith.config.resources import Resources
 from tinsmith.config.sections import (
     RESULTS_FOLDER,
     Backend,
@@ -41,6 +42,7 @@ class Config(Section):
     monitors: tuple[Monitor, ...] = DEFAULT_MONITORS
     evaluation: Evaluation = Evaluation()
     container: Annotated[Container, BeforeValidator(use_what_is_described)] = Container()
+    resources: Resources = Resources()
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     sweep: dict[str, list[Any]] = Field(default_factory=dict)
     results: Annotated[str, Field(pattern=RESULTS_FOLDER)] = "results"
@@ -100,6 +102,24 @@ class Config(Section):
                     f"data.answer_field must name a field, because {' and '.join(needs)} must know"
                     " the answers, got None"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _the_backend_is_whole(self) -> "Config":
+        """Not the section's own rules: what travels beside a job's settings is missing there."""
+        backend = self.backend
+        if backend.kind == "remote" and backend.url is None:
+            raise ValueError(
+                "backend.url is required with backend.kind 'remote' (TINKER_BACKEND counts): the"
+                " address of a running `tinsmith serve`"
+            )
+        if backend.kind != "remote" and backend.url is not None:
+            raise ValueError(
+                f"backend.url belongs to backend.kind 'remote', got {backend.url!r} with"
+                f" {backend.kind!r}"
+            )
+        if (backend.kind, backend.device, backend.gpus) == ("local", "cuda", 0):
+            raise ValueError("backend.gpus must be at least 1 with backend.device 'cuda', got 0")
         return self
 
     @model_validator(mode="after")

@@ -15,12 +15,16 @@ USER_CLASS = "module:Class"
 CHECKPOINT = r"^tinker://.+"
 RESULTS_FOLDER = r"^[^{}<>]*[^{}<>/]$"
 IMAGE_FILE = r"^\S+\.sif$"
+GPU_MODEL = r"^[A-Za-z0-9_.]+$"
+SERVICE_URL = r"^https?://[^\s/?#@]+/?$"
 PATTERNS = {
     COMMIT: "must be a full commit hash of 40 hex digits, which pins it",
     REPOSITORY: "must be a hub repository's name like Org/Name",
     TABLE_FILE: "must end in .jsonl, .csv or .parquet",
     CHECKPOINT: "must be the tinker:// path of saved sampler weights",
     RESULTS_FOLDER: "must be a folder's path without braces, < and >, or a / at its end",
+    GPU_MODEL: "must be the model as SLURM calls it, letters, digits, '.' and '_', like gh200",
+    SERVICE_URL: "must be a server's address, like https://gpu-node.example.org:8443",
     STAGE_NAME: "must hold small letters, digits, '-' and '_' only",
     IMAGE_FILE: "must be a .sif file, its path without spaces",
     CLASS: "must name a class as module:Class, like my_code:MyClass",
@@ -82,11 +86,15 @@ Model = Annotated[TinyModel | HubModel | PathModel, Field(discriminator="kind")]
 
 
 class Backend(LocalSettings):
-    """What stands behind the Tinker wire: Tinsmith's own server with its settings, or the hosted
-    service."""
+    """What stands behind the Tinker wire: Tinsmith's own server with its settings, started by each
+    job or somewhere by hand, or the hosted service."""
 
-    kind: Literal["local", "hosted"] = setting(
-        "local", "Tinsmith's own server, or the hosted service", variable="TINKER_BACKEND"
+    kind: Literal["local", "remote", "hosted"] = setting(
+        "local", "Tinsmith's own server, one that runs elsewhere, or the hosted service",
+        variable="TINKER_BACKEND",
+    )  # fmt: skip
+    url: Annotated[str, Field(pattern=SERVICE_URL)] | None = setting(
+        None, "where the server runs, with kind remote", variable=None
     )
     # Which GPU is the scheduler's to say.
     device: Literal["auto", "cpu", "cuda"] = setting(

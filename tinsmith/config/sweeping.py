@@ -6,7 +6,7 @@ from typing import Any
 from tinsmith.config.root import Config
 from tinsmith.errors import TinsmithError, nearest
 
-_NOT_SWEPT = ("container", "stages", "monitors", "seeds", "sweep", "results")
+_NOT_SWEPT = ("container", "stages", "monitors", "resources", "seeds", "sweep", "results")
 
 
 def swept_values(config: Config, key: str, values: list[Any], source: str) -> list[dict[str, Any]]:

@@ -1,0 +1,87 @@
+"""A Tinsmith server that somebody started elsewhere: found, asked for its models, or refused."""
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import tinker
+
+from tinsmith.errors import TinsmithError
+
+KEY = "TINKER_API_KEY"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+TIMEOUT_S = 20
+
+
+@contextmanager
+def remote_service(url: str, model_name: str) -> Iterator[tinker.ServiceClient]:
+    """A client of the server at `url`, which must serve the model under that name."""
+    key = check_remote(url)
+    os.environ.update(past_proxies(), TINKER_BASE_URL=url)
+    with tinker.ServiceClient(base_url=url, api_key=key) as service:
+        try:
+            served = [m.model_name for m in service.get_server_capabilities().supported_models]
+        except tinker.TinkerError as error:
+            raise TinsmithError(f"the server at {url} cannot be used: {error}") from error
+        if model_name not in served:
+            raise TinsmithError(
+                f"the server at {url} must serve {model_name!r} (the config's model), but it serves"
+                f" {', '.join(map(str, served))}; start it with --model {model_name}=DIRECTORY"
+            )
+        yield service
+
+
+def check_remote(url: str) -> str:
+    """The key, once it is known that a server answers at `url` and takes it.
+
+    The SDK would go on asking for minutes where this says at once what is wrong.
+    """
+    key = os.environ.get(KEY)
+    if not key:
+        raise TinsmithError(
+            f"{KEY} must be set for backend.kind 'remote': the key that the server at {url} was"
+            " started with"
+        )
+    # A proxy of the environment is for other hosts than this one itself.
+    handlers = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
+    opener = urllib.request.build_opener(*handlers)
+    for path in ("/readyz", "/metrics"):  # the second wants the key
+        request = urllib.request.Request(f"{url}{path}", headers={"X-API-Key": key})
+        try:
+            opener.open(request, timeout=TIMEOUT_S).close()
+        except urllib.error.HTTPError as error:
+            raise TinsmithError(_refused(url, error)) from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise TinsmithError(
+                f"no server answers at backend.url {url}: {reason}; start it (tinsmith serve), or"
+                " correct the address"
+            ) from error
+    return key
+
+
+def past_proxies() -> dict[str, str]:
+    """Variables that keep this very host off HTTP proxies, and what they kept off before."""
+    listed = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    hosts = [host for host in listed.split(",") if host]
+    no_proxy = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
+    return {"NO_PROXY": no_proxy, "no_proxy": no_proxy}
+
+
+def sends_key_in_clear(url: str) -> bool:
+    """Whether who listens on the network reads the key and everything else."""
+    return urlsplit(url).scheme == "http" and not _is_loopback(url)
+
+
+def _is_loopback(url: str) -> bool:
+    return urlsplit(url).hostname in LOOPBACK
+
+
+def _refused(url: str, error: urllib.error.HTTPError) -> str:
+    if error.code == 401:
+        return f"the server at {url} does not take the key of {KEY}: set it to the server's own"
+    said = error.read(300).decode(errors="replace").strip()
+    return f"the server at {url} is not ready ({error.code}): {said or error.reason}"
