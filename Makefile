@@ -1,6 +1,7 @@
 # make run | test | check | bench: everything they need is installed into .venv first, once.
 # make cookbook: the tinker-cookbook in .venvs/cookbook, an environment of its own (docs/cookbook.md).
 # make vllm-cpu, make vllm-cuda: vLLM in an environment of its own (docs/local-backend.md).
+# make slurm: what profiles/slurm needs, into .venv; make slurm-check: has the cluster what jobs ask for?
 # make compatibility: docs/compatibility.md anew, with each SDK version in an environment of its own.
 
 VENV := .venv
@@ -11,14 +12,14 @@ COOKBOOK := .venvs/cookbook
 VLLM_CPU := .venvs/vllm-cpu
 VLLM_CUDA := .venvs/vllm-cuda
 
-.PHONY: run test check bench cookbook vllm-cpu vllm-cuda compatibility
+.PHONY: run test check bench cookbook vllm-cpu vllm-cuda slurm slurm-check compatibility
 .DELETE_ON_ERROR:
 
 run: $(VENV)/engine.stamp
 	snakemake --cores all
 	@echo "The report: results/report.html"
 
-test: $(VENV)/test.stamp .venvs/sdk.stamp $(COOKBOOK)/stamp $(VLLM_CPU)/stamp
+test: $(VENV)/test.stamp .venvs/sdk.stamp .venvs/slurm.stamp $(COOKBOOK)/stamp $(VLLM_CPU)/stamp
 	pytest
 
 check: $(VENV)/test.stamp
@@ -34,6 +35,11 @@ cookbook: $(VENV)/engine.stamp $(COOKBOOK)/stamp
 vllm-cpu: $(VENV)/engine.stamp $(VLLM_CPU)/stamp
 
 vllm-cuda: $(VENV)/engine.stamp $(VLLM_CUDA)/stamp
+
+slurm: $(VENV)/slurm.stamp
+
+slurm-check: $(VENV)/slurm.stamp
+	python -m scripts.check_slurm
 
 bench: $(VENV)/engine.stamp $(VLLM_CPU)/stamp
 	python -m benchmarks.sampling
@@ -51,6 +57,15 @@ $(VENV)/engine.stamp: envs/engine.txt | $(BIN)/python
 
 $(VENV)/test.stamp: envs/test.txt $(VENV)/engine.stamp
 	envs/install.sh $(BIN)/python envs/test.txt
+	touch $@
+
+$(VENV)/slurm.stamp: envs/slurm.txt $(VENV)/engine.stamp
+	envs/install.sh $(BIN)/python envs/slurm.txt
+	touch $@
+
+# For the tests alone, beside .venv: elsewhere the plugin makes every snakemake call slow.
+.venvs/slurm.stamp: envs/slurm.txt $(VENV)/engine.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venvs/slurm -r $<
 	touch $@
 
 .venvs/sdk.stamp: envs/sdk.txt $(VENV)/engine.stamp

@@ -62,18 +62,23 @@ def main() -> None:
         backend, server_log = backend_of(args), args.log.with_suffix(".server.log")
         with (
             assigned_gpus(args.gpus) as locks,
+            deferred_sigterm() as is_told_to_stop,
             connect(backend, args.model, settings.model_name, server_log, locks) as service,
             explained(f"training stage {settings.stage.name}"),
         ):
-            _train(args, settings, service)
+            _train(args, settings, service, is_told_to_stop)
     # Not before the job's record is written: what is killed until then goes on from here.
     shutil.rmtree(args.work)
 
 
 def _train(
-    args: argparse.Namespace, settings: TrainSettings, service: tinker.ServiceClient
+    args: argparse.Namespace,
+    settings: TrainSettings,
+    service: tinker.ServiceClient,
+    is_told_to_stop: Callable[[], bool],
 ) -> None:
-    """Go on where the working folder says, to the end of the stage; then write the outputs."""
+    """Go on where the working folder says, to the end of the stage or, told to stop, of a step:
+    every attempt gets further. At the end, write the outputs."""
     files = [path for path in (args.train, args.heldout, args.previous) if path]
     files += args.user_code
     print_of_inputs = fingerprint(settings.model_dump_json(), files)
@@ -95,18 +100,17 @@ def _train(
     if snapshots:
         snapshots.take(first_step)
     saves = Saves(args.work, settings.stage, training_client, print_of_inputs, progress)
-    with deferred_sigterm() as is_told_to_stop:
-        for record in _with_progress_bar(settings, context, first_step):
-            write_step(args.work / "steps", record, chat)
-            next_step, stops = record.step + 1, is_told_to_stop()
-            if stops or saves.is_due(record.step):
-                saves.save(next_step, snapshots.paths if snapshots else {})
-            watch.look(record.step, record.metrics)
-            if stops and next_step < settings.stage.steps:
-                logger.warning("told to stop (SIGTERM): saved after step %d", record.step)
-                raise SystemExit(128 + signal.SIGTERM)
-            if snapshots and next_step < settings.stage.steps:
-                snapshots.take(next_step)
+    for record in _with_progress_bar(settings, context, first_step):
+        write_step(args.work / "steps", record, chat)
+        next_step, stops = record.step + 1, is_told_to_stop()
+        if stops or saves.is_due(record.step):
+            saves.save(next_step, snapshots.paths if snapshots else {})
+        watch.look(record.step, record.metrics)
+        if stops and next_step < settings.stage.steps:
+            logger.warning("told to stop by SIGTERM: saved after step %d", record.step)
+            raise SystemExit(128 + signal.SIGTERM)
+        if snapshots and next_step < settings.stage.steps:
+            snapshots.take(next_step)
 
     _write_outputs(args, settings, context.training_client)
 

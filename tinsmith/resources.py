@@ -7,6 +7,8 @@ from typing import Any
 from tinsmith.config import Config
 
 MODEL_RULES = ("train_stage", "evaluate_stage", "export_run")
+# Preemptions are attempts too, and there may be many.
+MAX_FACTOR = 4
 RunsOf = Callable[[Any], Sequence[Config]]
 
 
@@ -42,11 +44,11 @@ class Request:
         return max(self._cores(config) for config in self.configs(wildcards))
 
     def mem_mb(self, wildcards: Any, attempt: int) -> int:
-        """Attempt k asks for k times the memory, up to `max_mem_mb`."""
+        """Attempt k asks for k times the memory, up to four times and to `max_mem_mb`."""
         return max(self._scaled(config, "mem_mb", attempt) for config in self.configs(wildcards))
 
     def runtime(self, wildcards: Any, attempt: int) -> int:
-        """In minutes; attempt k asks for k times the time, up to `max_runtime`."""
+        """In minutes; attempt k asks for k times the time, up to four times and `max_runtime`."""
         return max(self._scaled(config, "runtime", attempt) for config in self.configs(wildcards))
 
     def gpus(self, wildcards: Any) -> int:
@@ -68,7 +70,7 @@ class Request:
     def _scaled(self, config: Config, name: str, attempt: int) -> int:
         asked = getattr(getattr(config.resources, self.rule), name)
         most = getattr(config.resources, f"max_{name}")
-        wanted = attempt * (asked or getattr(DEFAULTS[self.rule], name))
+        wanted = min(attempt, MAX_FACTOR) * (asked or getattr(DEFAULTS[self.rule], name))
         return min(wanted, most) if most is not None else wanted
 
 

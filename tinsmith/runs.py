@@ -165,7 +165,7 @@ def _hash8(text: str) -> str:
 
 def _run_name(seed: int, swept: dict[str, Any]) -> str:
     parts = [f"seed={seed}", *(f"{key}={_in_a_name(value)}" for key, value in swept.items())]
-    return ",".join(parts)
+    return "+".join(parts)  # not a comma, which cuts wildcards in two where Snakemake submits jobs
 
 
 def _in_a_name(value: Any) -> str:

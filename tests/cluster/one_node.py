@@ -60,7 +60,7 @@ PreemptMode=REQUEUE
 JobRequeue=1
 GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory={memory} Gres=gpu:{model}:{gpus}
-PartitionName=low Nodes={host} Default=YES MaxTime=1-00:00:00 PriorityTier=1 GraceTime=60
+PartitionName=low Nodes={host} Default=YES MaxTime=1-00:00:00 PriorityTier=1 GraceTime=15
 PartitionName=urgent Nodes={host} MaxTime=01:00:00 PriorityTier=10 PreemptMode=off
 """
 
@@ -69,13 +69,12 @@ def missing() -> str | None:
     """Why no cluster can be started here; None where one can."""
     absent = [program for program in PROGRAMS if shutil.which(program) is None]
     if absent:
-        return f"SLURM is not installed (no {absent[0]}); tests/cluster/install.sh installs it"
+        return f"SLURM is not installed (no {absent[0]}); envs/install_debian.sh installs it"
     if os.geteuid() != 0:
         return "the daemons of SLURM need root"
-    if CONFIGURATION.exists() and any(
-        file.is_file() and not file.is_symlink() for file in CONFIGURATION.glob("*.conf")
-    ):
-        return f"{CONFIGURATION} belongs to a cluster"
+    file = CONFIGURATION / "slurm.conf"
+    if file.exists() and not file.is_symlink():
+        return f"{file} belongs to a cluster"
     return None
 
 
@@ -83,6 +82,9 @@ def missing() -> str | None:
 def one_node_cluster(folder: Path) -> Iterator[None]:
     """A cluster as long as the block; another on this machine waits until it is gone."""
     with _only_one():
+        left = CONFIGURATION / "slurm.conf"
+        if left.is_symlink():  # by tests that were killed
+            _stop(left.readlink().parent)
         for name in ("state", "spool", "gpus"):
             (folder / name).mkdir(parents=True)
         folder.chmod(0o755)

@@ -18,12 +18,12 @@ def test_seeds_and_swept_values_fan_out_into_named_runs() -> None:
     sweep = {"grpo.learning_rate": [1e-4, "auto"], "lora.rank": [4]}
     runs = expand(check(config(seeds=[0, 1], sweep=sweep)))
     assert list(runs) == [
-        "seed=0,grpo.learning_rate=0.0001,lora.rank=4",
-        "seed=1,grpo.learning_rate=0.0001,lora.rank=4",
-        "seed=0,grpo.learning_rate=auto,lora.rank=4",
-        "seed=1,grpo.learning_rate=auto,lora.rank=4",
+        "seed=0+grpo.learning_rate=0.0001+lora.rank=4",
+        "seed=1,grpo.learning_rate=0.0001+lora.rank=4",
+        "seed=0+grpo.learning_rate=auto+lora.rank=4",
+        "seed=1,grpo.learning_rate=auto+lora.rank=4",
     ]
-    first = runs["seed=0,grpo.learning_rate=0.0001,lora.rank=4"]
+    first = runs["seed=0+grpo.learning_rate=0.0001+lora.rank=4"]
     assert first.stage("grpo").learning_rate == 1e-4
     assert first.config.lora.rank == 4
 
@@ -32,8 +32,8 @@ def test_names_are_safe_for_files() -> None:
     sweep = {"task.system_prompt": ["Think / then answer: ../../x", None]}
     names = list(expand(check(config(sweep=sweep))))
     assert names == [
-        "seed=0,task.system_prompt=Think-then-answer-..-..-x",
-        "seed=0,task.system_prompt=None",
+        "seed=0+task.system_prompt=Think-then-answer-..-..-x",
+        "seed=0+task.system_prompt=None",
     ]
 
 

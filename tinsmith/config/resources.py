@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tinsmith.config.sections import GPU_MODEL, Count, Section, Seed
 
@@ -21,7 +21,8 @@ class JobResources(Section):
 
 
 class Resources(Section):
-    """Each rule's, the GPU model of all that ask for a GPU, and what no attempt goes beyond."""
+    """Each rule's, the GPU model of all that ask for a GPU, and what no attempt goes beyond: a job
+    that asks for more than its partition allows would wait for ever."""
 
     check_setup: JobResources = JobResources()
     prepare_model: JobResources = JobResources()
@@ -32,4 +33,15 @@ class Resources(Section):
     write_report: JobResources = JobResources()
     gpu_model: GpuModel | None = None
     max_mem_mb: Count | None = None
-    max_runtime: Count | None = None
+    max_runtime: Count = 1440
+
+    @model_validator(mode="after")
+    def _keep_their_bounds(self) -> "Resources":
+        for rule, asked in self:
+            for name, most in (("mem_mb", self.max_mem_mb), ("runtime", self.max_runtime)):
+                value = getattr(asked, name, None)
+                if value is not None and most is not None and value > most:
+                    raise ValueError(
+                        f"{rule}.{name} must be at most resources.max_{name} = {most}, got {value}"
+                    )
+        return self

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tinsmith.settings import Count as Threads
-from tinsmith.settings import LocalSettings, setting
+from tinsmith.settings import LocalSettings, Rule, setting
 from tinsmith.settings import Natural as Gpus
 
 COMMIT, REPOSITORY = r"^[0-9a-f]{40}$", r"^[\w.-]+/[\w.-]+$"
@@ -36,6 +36,9 @@ Text = Annotated[str, Field(min_length=1)]
 Operation = Literal["+", "-", "*"]
 Commit = Annotated[str, Field(pattern=COMMIT)]
 RepositoryName = Annotated[str, Field(pattern=REPOSITORY)]
+Address = Annotated[
+    str, Field(pattern=SERVICE_URL), Rule(PATTERNS[SERVICE_URL].removeprefix("must be "))
+]
 
 
 class Section(BaseModel):
@@ -93,7 +96,7 @@ class Backend(LocalSettings):
         "local", "Tinsmith's own server, one that runs elsewhere, or the hosted service",
         variable="TINKER_BACKEND",
     )  # fmt: skip
-    url: Annotated[str, Field(pattern=SERVICE_URL)] | None = setting(
+    url: Address | None = setting(
         None, "where the server runs, with kind remote", variable=None
     )
     # Which GPU is the scheduler's to say.
