@@ -21,16 +21,17 @@ def remote_service(url: str, model_name: str) -> Iterator[tinker.ServiceClient]:
     """A client of the server at `url`, which must serve the model under that name."""
     key = check_remote(url)
     os.environ.update(past_proxies(), TINKER_BASE_URL=url)
+    try:
+        capabilities = tinker.RestClient().get_server_capabilities().result()
+    except tinker.TinkerError as error:
+        raise TinsmithError(f"the server at {url} cannot be used: {error}") from error
+    served = [model.model_name for model in capabilities.supported_models]
+    if model_name not in served:
+        raise TinsmithError(
+            f"the server at {url} must serve {model_name!r} (the config's model), but it serves"
+            f" {', '.join(map(str, served))}; start it with --model {model_name}=DIRECTORY"
+        )
     with tinker.ServiceClient(base_url=url, api_key=key) as service:
-        try:
-            served = [m.model_name for m in service.get_server_capabilities().supported_models]
-        except tinker.TinkerError as error:
-            raise TinsmithError(f"the server at {url} cannot be used: {error}") from error
-        if model_name not in served:
-            raise TinsmithError(
-                f"the server at {url} must serve {model_name!r} (the config's model), but it serves"
-                f" {', '.join(map(str, served))}; start it with --model {model_name}=DIRECTORY"
-            )
         yield service
 
 

@@ -75,10 +75,13 @@ CONFIG: dict[str, Any] = {
 RUNS = ("seed=0+task.options=name-a", "seed=0+task.options=name-b")
 # Of the profile, only what suits clusters that are slow to ask and stages that take hours.
 ARGUMENTS = ["--profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks", "1"]
+# A minute, which a warning of five would leave nothing of; and attempts enough for a busy machine.
 SHORT_STAGE = [
     "--set-resources",
-    "train_stage:slurm_extra='--signal=TERM@1'",
+    "train_stage:slurm_extra='--nice=0'",
     "train_stage:runtime=1",
+    "--retries",
+    "30",
 ]
 
 

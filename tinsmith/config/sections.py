@@ -96,9 +96,7 @@ class Backend(LocalSettings):
         "local", "Tinsmith's own server, one that runs elsewhere, or the hosted service",
         variable="TINKER_BACKEND",
     )  # fmt: skip
-    url: Address | None = setting(
-        None, "where the server runs, with kind remote", variable=None
-    )
+    url: Address | None = setting(None, "where the server runs, with kind remote", variable=None)
     # Which GPU is the scheduler's to say.
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "what computes; auto: a GPU, else the CPU"
