@@ -48,7 +48,7 @@ def tls(server: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """The server behind nginx as docs/slurm.md sets it up: its address, and the
     certificate of its authority."""
     if shutil.which("nginx") is None:
-        pytest.skip("nginx is not installed; tests/cluster/install.sh installs it")
+        pytest.skip("nginx is not installed; envs/install_debian.sh installs it")
     folder = tmp_path_factory.mktemp("tls")
     folder.chmod(0o755)
     make_certificates(folder)
