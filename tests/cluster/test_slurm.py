@@ -37,6 +37,9 @@ class Held:
     def __init__(self, chat, *, name="none"):
         self.chat, self.name = chat, name
 
+    def question(self, problem):
+        return problem.question
+
     def prompt(self, problem):
         return self.chat.prompt(problem.question)
 

@@ -20,7 +20,7 @@ def plan(**changes: Any) -> Plan:
         "task": {"kind": "arithmetic"},
         "stages": [{"kind": "supervised", "steps": 2}],
     }
-    return Plan(expand(check(values | changes)))
+    return Plan(expand(check(values | changes)), {})
 
 
 def test_an_attempt_asks_for_more_memory_and_time_within_bounds() -> None:
