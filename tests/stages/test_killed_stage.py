@@ -1,7 +1,8 @@
-"""The script of a stage, killed without warning and called again."""
+"""The script of a stage, killed without warning, told to stop, and called again."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tinsmith.checkpoints import Checkpoint, weights_sha256
@@ -92,6 +94,16 @@ def kill_after(command: list[str], progress: Path, next_step: int) -> None:
     assert 0 < json.loads(progress.read_text())["next_step"] < STEPS
 
 
+def warn_after(command: list[str], steps: Path, step: int) -> None:
+    """Start a stage and, after a step, send SIGTERM to it and its server, as SLURM does."""
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (steps / f"training_step_{step}.json").exists():
+        time.sleep(0.005)
+    for one in (psutil.Process(process.pid), *psutil.Process(process.pid).children()):
+        one.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
+
+
 def metrics(path: Path) -> list[dict]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in rows]
@@ -99,13 +111,16 @@ def metrics(path: Path) -> list[dict]:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The folders of a stage that ran through and of one that was killed and called again, the
-    working folder of the latter, and the snapshots that it had taken when it was killed."""
+    """The folders of a stage that ran through and of one that was killed, called again, told to
+    stop and called again; the working folder of the latter, the snapshots that it had taken when it
+    was killed, the step after which it stopped and the one with which it would go on."""
 
     straight: Path
     killed: Path
     work: Path
     snapshots: dict[str, str]
+    told_after: int
+    next_step: int
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +133,14 @@ def ended(folder: Path, llama_dir: Path) -> Ended:
     )
     subprocess.run(straight, check=True)
     work = folder / "work" / "killed"
-    kill_after(killed, work / "progress.json", 5)
+    kill_after(killed, work / "progress.json", 4)
     snapshots = json.loads((work / "progress.json").read_text())["snapshots"]
+    warn_after(killed, work / "steps", 5)
+    log = (folder / "killed" / "train.log").read_text()
+    told_after = int(re.findall(r"told to stop by SIGTERM: saved after step (\d+)", log)[0])
+    next_step = json.loads((work / "progress.json").read_text())["next_step"]
     subprocess.run(killed, check=True)
-    return Ended(folder / "straight", folder / "killed", work, snapshots)
+    return Ended(folder / "straight", folder / "killed", work, snapshots, told_after, next_step)
 
 
 def test_a_killed_stage_goes_on_and_ends_as_if_it_had_not_been_killed(ended: Ended) -> None:
@@ -136,6 +155,27 @@ def test_a_killed_stage_goes_on_and_ends_as_if_it_had_not_been_killed(ended: End
     checkpoint = Checkpoint.read(killed / "checkpoint.json")
     assert checkpoint.weights_sha256 == weights_sha256(killed / "weights")
     assert (checkpoint.stage, checkpoint.step, checkpoint.lora_rank) == ("grpo", STEPS, 4)
+
+
+def test_a_stage_that_is_told_to_stop_ends_its_step_and_saves(ended: Ended) -> None:
+    assert ended.told_after in (5, 6)
+    assert ended.next_step == ended.told_after + 1
+
+
+def test_stages_side_by_side_never_share_a_gpu(
+    folder: Path, llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two fake GPUs; the model itself runs on the CPU, which `auto` is where CUDA shows none."""
+    fake = [f"fake-{os.getpid()}-{index}" for index in range(2)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(fake))
+    targets = ("beside", "besides")
+    commands = [command(folder, llama_dir, SUPERVISED, target, None) for target in targets]
+    for process in [subprocess.Popen([*words, "--gpus", "1"]) for words in commands]:
+        assert process.wait() == 0
+    files = [folder / target / "run_metadata.json" for target in targets]
+    records = [json.loads(file.read_text()) for file in files]
+    assert max(r["started"] for r in records) < min(r["ended"] for r in records)
+    assert {r["environment"]["CUDA_VISIBLE_DEVICES"] for r in records} == set(fake)
 
 
 def test_a_killed_debate_goes_on_against_the_same_opponents(ended: Ended) -> None:

@@ -85,7 +85,8 @@ def test_wrong_resources_are_refused(resources: dict[str, Any], said: str) -> No
         ({"kind": "remote"}, "backend.url is required with backend.kind 'remote'"),
         ({"url": "http://node:1"}, "backend.url belongs to backend.kind 'remote'"),
         ({"kind": "remote", "url": "node:8000"}, "backend.url must be a server's address"),
-        ({"device": "cuda"}, "backend.gpus must be at least 1 with backend.device 'cuda'"),
+        ({"device": "cuda"}, "gpus must be at least backend.num_gpus = 1 with backend.device"),
+        ({"gpus": 1, "num_gpus": 2}, "gpus must be at least backend.num_gpus = 2 with"),
     ],
 )
 def test_a_backend_that_is_not_whole_is_refused(backend: dict[str, Any], said: str) -> None:

@@ -118,8 +118,12 @@ class Config(Section):
                 f"backend.url belongs to backend.kind 'remote', got {backend.url!r} with"
                 f" {backend.kind!r}"
             )
-        if (backend.kind, backend.device, backend.gpus) == ("local", "cuda", 0):
-            raise ValueError("backend.gpus must be at least 1 with backend.device 'cuda', got 0")
+        is_on_gpu = backend.device == "cuda" or (backend.device == "auto" and backend.gpus > 0)
+        if backend.kind == "local" and is_on_gpu and backend.gpus < backend.num_gpus:
+            raise ValueError(
+                f"backend.gpus must be at least backend.num_gpus = {backend.num_gpus} with"
+                f" backend.device {backend.device!r}, got {backend.gpus}"
+            )
         return self
 
     @model_validator(mode="after")

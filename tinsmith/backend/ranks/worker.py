@@ -5,6 +5,7 @@ but the adapters' weights as they were last sent.
 ends when the other end is closed, so that it never outlives its server.
 """
 
+import signal
 import socket
 import sys
 import traceback
@@ -73,7 +74,9 @@ class Worker:
 
 
 def main(descriptor: int) -> None:
-    """Serve the first rank until it is gone."""
+    """Serve the first rank until it is gone; SIGTERM, which SLURM sends to every process of a job,
+    ends none of them before the job has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     link = Link(socket.socket(fileno=descriptor))
     order, _ = link.receive()
     try:
