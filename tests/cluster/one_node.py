@@ -53,7 +53,7 @@ SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 MinJobAge=600
-KillWait=5
+KillWait=15
 MaxArraySize=1001
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE

@@ -2,6 +2,7 @@
 its time limit, and a job that fails."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -78,14 +79,6 @@ CONFIG: dict[str, Any] = {
 RUNS = ("seed=0+task.options=name-a", "seed=0+task.options=name-b")
 # Of the profile, only what suits clusters that are slow to ask and stages that take hours.
 ARGUMENTS = ["--profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks", "1"]
-# A minute, which a warning of five would leave nothing of; and attempts enough for a busy machine.
-SHORT_STAGE = [
-    "--set-resources",
-    "train_stage:slurm_extra='--nice=0'",
-    "train_stage:runtime=1",
-    "--retries",
-    "30",
-]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -151,7 +144,7 @@ def finished(failing: Started, tmp_path_factory: pytest.TempPathFactory) -> Fini
     (folder / "held.py").write_text(HELD)
     for name in ("slow-a", "slow-b"):
         (folder / name).touch()
-    started = Started(Workflow(folder, CONFIG, stand_ins=False), *SHORT_STAGE)
+    started = Started(Workflow(folder, CONFIG, stand_ins=False), *short_stages())
     states: set[str] = set()
     started.wait_for(lambda: all(steps(folder, run) >= 2 for run in RUNS))
     urgent = ["sbatch", "--partition=urgent", "--exclusive", "--time=1", "--wrap=true"]
@@ -231,6 +224,16 @@ def test_a_single_stage_is_a_target_of_slurm(finished: Finished) -> None:
     said = Started(workflow, f"results/{RUNS[1]}/supervised/checkpoint.json").said()
     assert said.code == 0, said.text
     assert "Nothing to be done" in said.text
+
+
+def short_stages() -> list[str]:
+    """A time limit of a minute, or more on a busy machine, of which a warning of five minutes would
+    leave nothing; and attempts enough for one that is busier still."""
+    started_s = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import tinker, torch"], check=True)
+    minutes = math.ceil((time.monotonic() - started_s) / 10)
+    resources = ["train_stage:slurm_extra='--nice=0'", f"train_stage:runtime={minutes}"]
+    return ["--retries", "30", "--set-resources", *resources]
 
 
 def data_key(workflow: Workflow) -> str:
