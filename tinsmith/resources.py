@@ -58,9 +58,10 @@ class Request:
     def gpu_model(self, wildcards: Any) -> str:
         """The model as SLURM calls it; empty for any, and where no GPU is asked for."""
         for config in self.configs(wildcards):
-            own = getattr(config.resources, self.rule).gpu_model
-            if num_gpus(self.rule, config) and (own or config.resources.gpu_model):
-                return own or config.resources.gpu_model
+            own: str | None = getattr(config.resources, self.rule).gpu_model
+            model = own or config.resources.gpu_model
+            if model is not None and num_gpus(self.rule, config):
+                return model
         return ""
 
     def _cores(self, config: Config) -> int:
