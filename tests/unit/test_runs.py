@@ -19,9 +19,9 @@ def test_seeds_and_swept_values_fan_out_into_named_runs() -> None:
     runs = expand(check(config(seeds=[0, 1], sweep=sweep)))
     assert list(runs) == [
         "seed=0+grpo.learning_rate=0.0001+lora.rank=4",
-        "seed=1,grpo.learning_rate=0.0001+lora.rank=4",
+        "seed=1+grpo.learning_rate=0.0001+lora.rank=4",
         "seed=0+grpo.learning_rate=auto+lora.rank=4",
-        "seed=1,grpo.learning_rate=auto+lora.rank=4",
+        "seed=1+grpo.learning_rate=auto+lora.rank=4",
     ]
     first = runs["seed=0+grpo.learning_rate=0.0001+lora.rank=4"]
     assert first.stage("grpo").learning_rate == 1e-4
