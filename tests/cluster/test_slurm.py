@@ -79,6 +79,8 @@ CONFIG: dict[str, Any] = {
 RUNS = ("seed=0+task.options=name-a", "seed=0+task.options=name-b")
 # Of the profile, only what suits clusters that are slow to ask and stages that take hours.
 ARGUMENTS = ["--profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks", "1"]
+# With the wait for an array's first task that docs/slurm.md speaks of.
+AS_ARRAYS = ["--slurm-array-jobs", "all", "--keep-incomplete", "--latency-wait", "600"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -234,7 +236,7 @@ def short_stages() -> list[str]:
     subprocess.run([sys.executable, "-c", "import tinker, torch"], check=True)
     minutes = math.ceil((time.monotonic() - started_s) / 10)
     resources = ["train_stage:slurm_extra='--nice=0'", f"train_stage:runtime={minutes}"]
-    return ["--retries", "30", "--set-resources", *resources]
+    return ["--retries", "30", "--set-resources", *resources, *AS_ARRAYS]
 
 
 def data_key(workflow: Workflow) -> str:
