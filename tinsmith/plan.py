@@ -51,6 +51,9 @@ def make_plan(command_line: Any) -> "Plan":
             check_model_directory(Path(model.path))
         if isinstance(data, FileData) and not Path(data.path).is_file():
             raise TinsmithError(f"config.yaml: data.path must be a file, got {data.path!r}")
+        image = run.config.container.image
+        if image is not None and not Path(image).is_file():
+            raise TinsmithError(f"config.yaml: container.image must be a file, got {image!r}")
         _check_user_classes(run.config)
     return Plan(runs, origins(values, os.environ, name))
 

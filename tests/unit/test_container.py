@@ -1,6 +1,8 @@
 """What the container section of the config may say, and what a job in an image is given."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from tinsmith.config import Container, check
 from tinsmith.container import apptainer_arguments, build_image, current_image
 from tinsmith.container_plan import ContainerPlan
 from tinsmith.errors import TinsmithError
+from tinsmith.plan import make_plan
 
 CONFIG: dict[str, Any] = {
     "model": {"kind": "tiny"},
@@ -54,6 +57,15 @@ def test_an_image_is_either_given_or_built() -> None:
         container({"definition": "cuda"})
     with pytest.raises(TinsmithError, match="container must be a mapping"):
         container("yes please")
+
+
+def test_a_given_image_that_is_not_there_is_refused_before_any_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(json.dumps(CONFIG | {"container": {"image": "none.sif"}}))
+    with pytest.raises(TinsmithError, match=r"container\.image must be a file, got 'none\.sif'"):
+        make_plan(SimpleNamespace(configfiles=[], config={}))
 
 
 def test_a_container_cannot_be_swept() -> None:
