@@ -37,11 +37,12 @@ def serving(model: Path, store: Path, **changes: Any) -> Iterator[Served]:
     import torch
 
     torch.set_num_threads(1)
+    values: dict[str, Any] = {"device": "cpu", "dtype": "float32"} | changes
     settings = ServerSettings(
         models={"qwen3": str(model)},
         store=str(store),
         api_key=KEY,
-        **({"device": "cpu", "dtype": "float32"} | changes),
+        **values,
     )
     with running_core(settings) as core:
         app = make_app(core, KEY)
