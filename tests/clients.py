@@ -68,9 +68,11 @@ def sample(
     return list(answer.result().sequences)
 
 
-def download(path: str, directory: Path) -> Path:
-    """Fetch an external checkpoint as users do: by its URLs, with plain urllib."""
-    urls = tinker.RestClient().get_external_weights_urls(path).result().urls
+def download(path: str, directory: Path, service: tinker.ServiceClient | None = None) -> Path:
+    """Fetch an external checkpoint as users do: by its URLs, with plain urllib; from the server
+    of `service`, or that of the environment."""
+    rest = tinker.RestClient() if service is None else service.create_rest_client()
+    urls = rest.get_external_weights_urls(path).result().urls
     for name, url in urls.items():
         with urllib.request.urlopen(url) as response:
             (directory / name).write_bytes(response.read())

@@ -41,18 +41,20 @@ class Trained:
         return model.logprobs(tokens[:-1], tokens[1:], pairs, scaling).detach().numpy()
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def trained(
-    request: pytest.FixtureRequest,
-    service: tinker.ServiceClient,
-    model_dirs: dict[str, Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Trained:
-    trainer = trained_client(service, request.param)
+@pytest.fixture(scope="module", params=[*MODELS, "vllm"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Each model sampled by transformers, and one by vLLM."""
+    if request.param == "vllm":
+        service = request.getfixturevalue("vllm_service")
+        model_dir = request.getfixturevalue("vllm_model_dir")
+    else:
+        service = request.getfixturevalue("service")
+        model_dir = request.getfixturevalue("model_dirs")[request.param]
+    trainer = trained_client(service, model_dir.name)
     sampler = trainer.save_weights_and_get_sampling_client().result()
     adapter = tmp_path_factory.mktemp("adapter")
-    download(trainer.save_weights_external("final").result().path, adapter)
-    return Trained(model_dirs[request.param], trainer, sampler, adapter)
+    download(trainer.save_weights_external("final").result().path, adapter, service)
+    return Trained(model_dir, trainer, sampler, adapter)
 
 
 def plain_logprobs(model: torch.nn.Module, tokens: list[int]) -> np.ndarray:

@@ -21,12 +21,16 @@ TEMPERATURES = (0.01, 2.0)
 
 
 def is_for_vllm(request: SamplingRequest) -> bool:
-    """Whether vLLM answers a request as the server promises it; the others are left to the
-    trainer's own model."""
+    """Whether vLLM draws what a request asks for as the server promises it; the others are left to
+    the trainer's own model."""
     low, high = TEMPERATURES
     temperature = request.temperature
-    is_computed = low <= temperature <= high or (temperature == 0 and not request.is_truncated)
-    return is_computed and request.target_tokens is None and not request.prompt_alt_tokens_k
+    return low <= temperature <= high or (temperature == 0 and not request.is_truncated)
+
+
+def has_scores_beyond_vllm(request: SamplingRequest) -> bool:
+    """Whether a request also asks of its prompt what the trainer's own model has to answer."""
+    return request.target_tokens is not None or request.prompt_alt_tokens_k > 0
 
 
 def sample_order(

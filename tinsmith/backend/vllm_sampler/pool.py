@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from tinsmith.backend.model.adapter import LoraSettings
 from tinsmith.backend.model.base_model import BaseModel
@@ -9,10 +10,11 @@ from tinsmith.backend.sampling.interface import Sampling
 from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.backend.sampling.replica import should_merge
+from tinsmith.backend.sampling.request import SamplingResult
 from tinsmith.backend.sampling.snapshots import Snapshots
 from tinsmith.backend.vllm_sampler.launch import MAX_LORA_VOCABULARY, MAX_RANKS, launch_of
 from tinsmith.backend.vllm_sampler.line import Line
-from tinsmith.backend.vllm_sampler.messages import is_for_vllm
+from tinsmith.backend.vllm_sampler.messages import has_scores_beyond_vllm, is_for_vllm
 from tinsmith.errors import TinsmithError
 from tinsmith.settings import ServerSettings
 
@@ -32,6 +34,7 @@ class VllmPool(Sampling):
     ) -> None:
         self.snapshots = snapshots
         self._local = local
+        self._parts: dict[Job, Job] = {}  # of requests in two parts the one under way
         self._on_change: Callable[[], None] = lambda: None
         self.lines = {
             name: Line(
@@ -70,9 +73,44 @@ class VllmPool(Sampling):
     def add(self, snapshot_id: str, job: Job) -> None:
         if not is_for_vllm(job.request):
             self._local.add(snapshot_id, job)
-            return
-        self.snapshots.touch(snapshot_id)
-        self._line(snapshot_id).add(snapshot_id, job)
+        elif has_scores_beyond_vllm(job.request):
+            self._add_in_parts(snapshot_id, job)
+        else:
+            self.snapshots.touch(snapshot_id)
+            self._line(snapshot_id).add(snapshot_id, job)
+
+    def _add_in_parts(self, snapshot_id: str, job: Job) -> None:
+        """Score the prompt on the trainer's model, then draw by vLLM what it draws without."""
+
+        def draw(scored: SamplingResult) -> None:
+            found = scored.prompt
+
+            def deliver(result: SamplingResult) -> None:
+                self._parts.pop(job, None)
+                prompt = replace(
+                    result.prompt, targets=found.targets, alternatives=found.alternatives
+                )
+                job.deliver(SamplingResult(result.sequences, prompt))
+
+            request = replace(job.request, target_tokens=None, prompt_alt_tokens_k=0)
+            self._parts[job] = part = Job(request, deliver, fail, job.session_id, job.watch)
+            self._line(snapshot_id).add(snapshot_id, part)
+
+        def fail(error: BaseException) -> None:
+            self._parts.pop(job, None)
+            job.fail(error)
+
+        request = replace(
+            job.request,
+            num_samples=1,
+            max_tokens=1,
+            wants_prompt_logprobs=False,
+            prompt_logprobs_last_n=None,
+            topk_prompt_logprobs=0,
+            topk_sample_logprobs=0,
+        )
+        self._parts[job] = part = Job(request, draw, fail, job.session_id)
+        self._local.add(snapshot_id, part)
 
     def step(self) -> int:
         sampled = 0 if self._local.is_idle else self._local.step()
@@ -85,6 +123,7 @@ class VllmPool(Sampling):
         return sampled
 
     def cancel(self, job: Job) -> None:
+        job = self._parts.pop(job, job)
         self._local.cancel(job)
         for line in self.lines.values():
             line.cancel(job)
