@@ -20,7 +20,7 @@ run: $(VENV)/engine.stamp
 	@echo "The report: results/report.html"
 
 test: $(VENV)/test.stamp .venvs/sdk.stamp .venvs/slurm.stamp $(COOKBOOK)/stamp $(VLLM_CPU)/stamp
-	pytest
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/test.stamp
 	ruff check $(CODE)

@@ -2,7 +2,7 @@ rule train_stage:
     """Train one stage from the checkpoint of the one before (tinsmith/stages/).
 
     `work` is no output, because Snakemake deletes the outputs of a job that fails: a killed stage
-    finds its last checkpoint there and goes on. `--monitors` is no parameter, because what is watched
+    finds its last checkpoint there and goes on. `monitors` is no parameter, because what is watched
     changes nothing that is trained.
     """
     input:
@@ -38,13 +38,14 @@ rule train_stage:
         gpu=PLAN.request("train_stage").gpus,
         gpu_model=PLAN.request("train_stage").gpu_model,
         url=PLAN.url,
+        monitors=PLAN.monitors,
     params:
         settings=PLAN.train_settings,
         work=PLAN.work_dir,
     shell:
         "python -m scripts.train"
         " --settings {params.settings:q}"
-        " --monitors {PLAN.monitors:q}"
+        " --monitors {resources.monitors:q}"
         " --threads {threads}"
         " --gpus {resources.gpu}"
         " --url {resources.url:q}"

@@ -112,11 +112,10 @@ class Plan:
     def train_settings(self, wildcards: Any) -> str:
         return settings_json(self._run(wildcards).train_settings(wildcards.stage))
 
-    @property
-    def monitors(self) -> str:
-        """What every training stage is watched for; no rule's parameter, so that a change of it
-        re-plans none."""
-        return settings_json(MonitorSettings(monitors=self._any_run().config.monitors))
+    def monitors(self, wildcards: Any) -> str:
+        """What a training stage is watched for: a resource to Snakemake, of which a change re-plans
+        nothing."""
+        return settings_json(MonitorSettings(monitors=self._run(wildcards).config.monitors))
 
     def evaluate_settings(self, wildcards: Any) -> str:
         return settings_json(self._run(wildcards).evaluate_settings(wildcards.stage))
