@@ -17,6 +17,10 @@ logger = logging.getLogger(__name__)
 
 COMMIT_LABEL = "org.opencontainers.image.revision"
 COMMIT_VARIABLE = "TINSMITH_GIT_COMMIT"
+NVIDIA_BASE = (
+    "the address of NVIDIA's PyTorch image, docker://..., as its catalogue (NGC) shows it, such as"
+    " that of nvidia/pytorch:25.12-py3"
+)
 _AGENTS = ("docker", "oras", "library")  # what Apptainer fetches a base image with
 _LABELS = Path("/.singularity.d/labels.json")
 _NVIDIA_DEVICE = Path("/dev/nvidiactl")
@@ -27,6 +31,8 @@ def build_image(
 ) -> None:
     """Build `image` from `definition`, whole or not at all."""
     apptainer = _apptainer(f"to build {image}")
+    if base is None and definition.stem == "engine-cuda":
+        raise TinsmithError(f"config.yaml: container.base is required for {image}: {NVIDIA_BASE}")
     draft = image.with_name(f".{image.name}.draft")
     arguments = {"commit": commit, **_base_arguments(base)}
     command = [apptainer, "build", "--force", *options]
