@@ -121,5 +121,5 @@ def test_an_image_that_cannot_be_seen_from_inside_has_no_digest(tmp_path: Path) 
 
 @pytest.mark.usefixtures("an_apptainer")
 def test_the_cuda_image_says_which_base_it_wants() -> None:
-    with pytest.raises(TinsmithError, match="container.base is required for engine-cuda.sif"):
+    with pytest.raises(TinsmithError, match=r"container\.base is required for engine-cuda\.sif"):
         build_image(Path("engine-cuda.def"), Path("engine-cuda.sif"), "abc", None, [])
