@@ -34,9 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = _parse(argv)
     try:
-        if not os.environ.get("TINKER_API_KEY"):
+        key = os.environ.get("TINKER_API_KEY")
+        if not key:
             raise TinsmithError("TINKER_API_KEY is not set; export the key of the service")
-        answer = _act(args, tinker.RestClient())
+        # Named, since the SDK keeps the first service of a process for those that are not.
+        rest = tinker.RestClient(base_url=os.environ.get("TINKER_BASE_URL"), api_key=key)
+        answer = _act(args, rest)
     except (TinsmithError, tinker.APIError, httpx.HTTPError, ValueError) as error:
         print(f"tinker_runs: {error}", file=sys.stderr)
         return 2

@@ -195,8 +195,9 @@ def test_stages_that_were_preempted_or_out_of_time_have_the_weights_of_one_left_
         assert weights_sha256(folder / "weights") == expected
         lines = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
         assert lines == list(range(STEPS))
-    log = finished.folder / "logs" / RUNS[0] / "supervised/train.log"
-    assert "goes on at step" in log.read_text()
+    # Which of the two a busy machine gave the time to save when they had to make way is chance.
+    logs = [finished.folder / "logs" / run / "supervised/train.log" for run in RUNS]
+    assert any("goes on at step" in log.read_text() for log in logs)
 
 
 def test_every_job_has_the_one_gpu_that_slurm_gave_it(finished: Finished) -> None:

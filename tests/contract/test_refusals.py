@@ -75,7 +75,7 @@ def test_wrong_saving_and_loading_is_refused_and_the_run_goes_on(
         ({"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
         ({"max_tokens": 504}, r"context of 512 tokens, got 10 \+ 504; shorten one of them"),
         ({"temperature": -0.1}, "temperature must be 0 or more and finite, got -0.1"),
-        ({"top_k": 0}, r"top_k must be -1 \(no limit\) or at least 1, got 0"),
+        ({"top_k": 0}, r"top_k must be -1 \(no limit\) or 1 to 2147483647, got 0"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
         ({"stop": [400]}, "stop: token ids must be 0 to 399, got 400"),
