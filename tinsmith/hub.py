@@ -70,22 +70,22 @@ class Upload:
 
     def push(self) -> str:
         """Make the repository where it is not there, and upload; returns the commit's address."""
-        import httpx
+        import httpx2
         from huggingface_hub import HfApi, errors
 
         api = HfApi()
         try:
             api.create_repo(self.name, private=self.is_private, exist_ok=True)
             return api.upload_folder(repo_id=self.name, folder_path=self.folder).commit_url
-        except (httpx.TransportError, errors.OfflineModeIsEnabled) as error:
-            raise TinsmithError(
-                f"{self.folder} could not be pushed to {self.name}, because the hub cannot be"
-                f" reached ({error}); check the network (and HF_HUB_OFFLINE, HF_ENDPOINT, proxies)"
-            ) from error
         except (errors.HfHubHTTPError, ValueError) as error:  # ValueError: the name, or no token
             raise TinsmithError(
                 f"{self.folder} could not be pushed to {self.name}: {error}; HF_TOKEN must be a"
                 " token that may write there"
+            ) from error
+        except (httpx2.HTTPError, errors.OfflineModeIsEnabled) as error:
+            raise TinsmithError(
+                f"{self.folder} could not be pushed to {self.name}, because the hub cannot be"
+                f" reached ({error}); check the network (and HF_HUB_OFFLINE, HF_ENDPOINT, proxies)"
             ) from error
 
 
