@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import httpx
@@ -38,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not key:
             raise TinsmithError("TINKER_API_KEY is not set; export the key of the service")
         # Named, since the SDK keeps the first service of a process for those that are not.
-        rest = tinker.RestClient(base_url=os.environ.get("TINKER_BASE_URL"), api_key=key)
-        answer = _act(args, rest)
+        url = os.environ.get("TINKER_BASE_URL")
+        answer = _act(args, partial(tinker.RestClient, base_url=url, api_key=key))
     except (TinsmithError, tinker.APIError, httpx.HTTPError, ValueError) as error:
         print(f"tinker_runs: {error}", file=sys.stderr)
         return 2
@@ -47,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _act(args: argparse.Namespace, rest: tinker.RestClient) -> Row | list[Row]:
+def _act(args: argparse.Namespace, connect: Callable[[], tinker.RestClient]) -> Row | list[Row]:
+    """What was asked for. `connect` goes on trying for minutes where nobody answers."""
+    if args.cancel or args.cancel_all:
+        return _cancel(args, connect)
+    rest = connect()
     if args.list:
         return [_run_row(run) for run in _every_run(rest)]
     if args.list_sessions:
@@ -60,11 +65,9 @@ def _act(args: argparse.Namespace, rest: tinker.RestClient) -> Row | list[Row]:
         return row | {"checkpoints": [one.tinker_path for one in found]}
     if args.checkpoints is not None:
         return [_checkpoint_row(one) for one in _checkpoints(rest, args.checkpoints)]
-    if args.delete_checkpoint:
-        _confirm(args, f"delete {args.delete_checkpoint}, from which there is no way back")
-        rest.delete_checkpoint_from_tinker_path(args.delete_checkpoint).result()
-        return [{"deleted": args.delete_checkpoint}]
-    return _cancel(args, rest)
+    _confirm(args, f"delete {args.delete_checkpoint}, from which there is no way back")
+    rest.delete_checkpoint_from_tinker_path(args.delete_checkpoint).result()
+    return [{"deleted": args.delete_checkpoint}]
 
 
 def _every_run(rest: tinker.RestClient) -> list[Any]:
@@ -127,13 +130,13 @@ def _time(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).isoformat(timespec="seconds")
 
 
-def _cancel(args: argparse.Namespace, rest: tinker.RestClient) -> list[Row]:
+def _cancel(args: argparse.Namespace, connect: Callable[[], tinker.RestClient]) -> list[Row]:
     url = os.environ.get("TINKER_BASE_URL", "").rstrip("/")
     headers = {"X-API-Key": os.environ["TINKER_API_KEY"]}
     with httpx.Client(base_url=url or "https://hosted.invalid", headers=headers) as http:
         if not url or not _is_tinsmith(http):
             raise TinsmithError(NO_CANCEL.format(url=url or "its default address"))
-        runs = [args.cancel] if args.cancel else _active(http, rest)
+        runs = [args.cancel] if args.cancel else _active(http, connect())
         if not runs:
             return []
         _confirm(args, f"stop {', '.join(runs)}, and every other run of their sessions")
