@@ -29,7 +29,6 @@ Share = Annotated[float, Field(gt=0, le=1), Rule("a number above 0 and at most 1
 Probability = Annotated[float, Field(ge=0, le=1), Rule("a number from 0 to 1")]
 File = Annotated[str, Field(min_length=1), Rule("a file's path")]
 Folder = Annotated[str, Field(min_length=1), Rule("a folder's path")]
-File = Annotated[str, Field(min_length=1), Rule("a file's path")]
 Host = Annotated[str, Field(min_length=1), Rule("a host's name or address")]
 Port = Annotated[int, Field(ge=0, le=65535), Rule("a whole number from 0 to 65535")]
 Flag = Annotated[bool, Rule("0 or 1 (false or true)")]
