@@ -7,6 +7,7 @@ The engine ends when the socket does.
 """
 
 import os
+import signal
 import sys
 import time
 
@@ -27,6 +28,9 @@ ALIVE_EVERY_S = 1.0
 
 
 def main() -> None:
+    # A scheduler sends it to every process of a job that is to end; the server still needs its
+    # engine to finish and save the step, and this process ends with the server's socket.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = Channel(int(sys.argv[1]))
     settings = channel.take(wait=True)[0]
     engine = make_engine(settings)
