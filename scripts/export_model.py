@@ -63,8 +63,7 @@ def _export(args: argparse.Namespace, stages: list[TrainedStage]) -> None:
         write_merged(last.model_dir, last.weights, args.merged, precision, card)
         print(f"merged model of {last.name}: {args.merged}")
     if args.generate_script is not None:
-        where = base if "/" in last.checkpoint.base_model else str(last.model_dir)
-        write_text(args.generate_script, inference_script(last, where, args.through))
+        write_text(args.generate_script, inference_script(last, base, args.through))
         print(f'now run: python {args.generate_script} "your question"')
     if args.push is not None:
         _push(args)

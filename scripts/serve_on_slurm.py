@@ -11,7 +11,6 @@ answers; the server stays until its time is up or the job is cancelled.
 import argparse
 import os
 import re
-import secrets
 import shlex
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinsmith.cli import KEY_VARIABLE
+from tinsmith.cli import KEY_VARIABLE, new_api_key
 from tinsmith.errors import TinsmithError
 
 READY = re.compile(r"^Tinsmith serves .* at http://\S+:(\d+)$", re.MULTILINE)
@@ -50,7 +49,7 @@ def _write_key(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder.resolve() / "key"
     known = file.read_text(encoding="utf-8").strip() if file.exists() else None
-    key = os.environ.get(KEY_VARIABLE) or known or f"tml-local-{secrets.token_urlsafe(24)}"
+    key = os.environ.get(KEY_VARIABLE) or known or new_api_key()
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
         opened.write(f"{key}\n")

@@ -38,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         key = os.environ.get("TINKER_API_KEY")
         if not key:
             raise TinsmithError("TINKER_API_KEY is not set; export the key of the service")
-        # Named, since the SDK keeps the first service of a process for those that are not.
-        url = os.environ.get("TINKER_BASE_URL")
-        answer = _act(args, partial(tinker.RestClient, base_url=url, api_key=key))
+        answer = _act(args, os.environ.get("TINKER_BASE_URL"), key)
     except (TinsmithError, tinker.APIError, httpx.HTTPError, ValueError) as error:
         print(f"tinker_runs: {error}", file=sys.stderr)
         return 2
@@ -48,10 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _act(args: argparse.Namespace, connect: Callable[[], tinker.RestClient]) -> Row | list[Row]:
-    """What was asked for. `connect` goes on trying for minutes where nobody answers."""
+def _act(args: argparse.Namespace, url: str | None, key: str) -> Row | list[Row]:
+    """What was asked for of the service at `url`, None for the SDK's own."""
+    # Named, since the SDK keeps the first service of a process for those that are not. It goes on
+    # trying for minutes where nobody answers.
+    connect = partial(tinker.RestClient, base_url=url, api_key=key)
     if args.cancel or args.cancel_all:
-        return _cancel(args, connect)
+        if not url:
+            raise TinsmithError(NO_CANCEL.format(url="the SDK's own address"))
+        with httpx.Client(base_url=url, headers={"X-API-Key": key}) as http:
+            if not _is_tinsmith(http):
+                raise TinsmithError(NO_CANCEL.format(url=url))
+            return _cancel(args, http, connect)
     rest = connect()
     if args.list:
         return [_run_row(run) for run in _every_run(rest)]
@@ -130,17 +136,14 @@ def _time(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).isoformat(timespec="seconds")
 
 
-def _cancel(args: argparse.Namespace, connect: Callable[[], tinker.RestClient]) -> list[Row]:
-    url = os.environ.get("TINKER_BASE_URL", "").rstrip("/")
-    headers = {"X-API-Key": os.environ["TINKER_API_KEY"]}
-    with httpx.Client(base_url=url or "https://hosted.invalid", headers=headers) as http:
-        if not url or not _is_tinsmith(http):
-            raise TinsmithError(NO_CANCEL.format(url=url or "its default address"))
-        runs = [args.cancel] if args.cancel else _active(http, connect())
-        if not runs:
-            return []
-        _confirm(args, f"stop {', '.join(runs)}, and every other run of their sessions")
-        return _stop_all(http, runs)
+def _cancel(
+    args: argparse.Namespace, http: httpx.Client, connect: Callable[[], tinker.RestClient]
+) -> list[Row]:
+    runs = [args.cancel] if args.cancel else _active(http, connect())
+    if not runs:
+        return []
+    _confirm(args, f"stop {', '.join(runs)}, and every other run of their sessions")
+    return _stop_all(http, runs)
 
 
 def _active(http: httpx.Client, rest: tinker.RestClient) -> list[str]:

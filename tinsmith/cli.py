@@ -169,10 +169,15 @@ def parse_substitutes(options: Sequence[str]) -> dict[str, str]:
     return {asked: loss for asked, _, loss in pairs}
 
 
+def new_api_key() -> str:
+    """A key that nobody can guess, in the form that the tinker SDK takes."""
+    return f"tml-local-{secrets.token_urlsafe(24)}"
+
+
 def _api_key(given: str | None) -> tuple[str, bool]:
     key = given or os.environ.get(KEY_VARIABLE)
     if key is None:
-        return f"tml-local-{secrets.token_urlsafe(24)}", True
+        return new_api_key(), True
     if not key.startswith("tml-"):
         raise TinsmithError(
             "--api-key must start with 'tml-', since the tinker SDK refuses other keys"

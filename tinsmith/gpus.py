@@ -59,6 +59,16 @@ def assigned_gpus(count: int, folder: Path = LOCKS) -> Iterator[tuple[int, ...]]
         yield tuple(taken.values())
 
 
+def ask_driver(*fields: str) -> list[dict[str, str]]:
+    """What nvidia-smi says of each GPU, without loading torch; nothing where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    rows = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]
+
+
 def visible_gpus() -> list[Gpu]:
     """The GPUs that this process may use, in order."""
     uuids = _uuids()
@@ -75,14 +85,7 @@ def visible_gpus() -> list[Gpu]:
 
 def _uuids() -> dict[str, str]:
     """The UUID of each GPU that the driver shows, by its index."""
-    if shutil.which("nvidia-smi") is None:
-        return {}
-    command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        return {}
-    rows = [line.split(", ") for line in done.stdout.splitlines()]
-    return {row[0]: row[1] for row in rows if len(row) == 2}
+    return {row["index"]: row["uuid"] for row in ask_driver("index", "uuid")}
 
 
 def _take(count: int, gpus: list[Gpu], folder: Path, stack: ExitStack) -> dict[Gpu, int]:

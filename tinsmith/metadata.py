@@ -19,6 +19,7 @@ import psutil
 
 from tinsmith.container import COMMIT_VARIABLE, current_image
 from tinsmith.files import sha256
+from tinsmith.gpus import ask_driver
 
 _RECORDED = re.compile(
     r"^(TINKER|TINSMITH|HF|HUGGINGFACE|TRANSFORMERS|TORCH|PYTORCH|CUDA|NCCL|VLLM|OMP|MKL|OPENBLAS"
@@ -122,11 +123,8 @@ def machine() -> dict[str, Any]:
 
 
 def accelerators() -> list[dict[str, str]]:
-    """The GPUs that the NVIDIA driver shows, asked without loading torch."""
-    fields = ("name", "memory.total", "driver_version", "uuid")
-    listing = _output_of("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader")
-    rows = [line.split(", ") for line in (listing or "").splitlines()]
-    return [dict(zip(fields, row, strict=False)) for row in rows]
+    """The GPUs that the NVIDIA driver shows."""
+    return ask_driver("name", "memory.total", "driver_version", "uuid")
 
 
 def peak_memory_bytes() -> dict[str, int]:

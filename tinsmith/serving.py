@@ -2,7 +2,6 @@
 
 import os
 import re
-import secrets
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import IO
 
 import tinker
 
-from tinsmith.cli import KEY_VARIABLE
+from tinsmith.cli import KEY_VARIABLE, new_api_key
 from tinsmith.config import Backend
 from tinsmith.errors import TinsmithError
 from tinsmith.remote import past_proxies, remote_service
@@ -88,7 +87,7 @@ def local_server(
     error goes to `log` (None: to this process's own). It does not see the environment variables
     that `hidden` names: what they said is among `options`.
     """
-    key = api_key or f"tml-local-{secrets.token_urlsafe(24)}"
+    key = api_key or new_api_key()
     command = [sys.executable, "-m", "tinsmith.cli", "serve", "--port=0", "--stop-with-stdin"]
     command += [
         f"--model={source}" if name == source else f"--model={name}={source}"

@@ -38,6 +38,7 @@ from tinsmith.backend.model.base_model import BaseModel, load_base_models
 from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.sampling.request import SamplingRequest, SamplingResult
 from tinsmith.backend.sampling.snapshots import Snapshots
+from tinsmith.backend.vllm_sampler.holder import Holder
 from tinsmith.backend.vllm_sampler.launch import launch_of
 from tinsmith.backend.vllm_sampler.line import Line
 from tinsmith.backend.vllm_sampler.pool import VllmPool
@@ -138,7 +139,7 @@ def test_adapters_are_hot_swapped_beside_the_base_model_as_on_a_gpu(
     launch = launch_of(base, settings)
     launch = replace(launch, engine={**launch.engine, "merges": False, "max_lora_rank": 8})
     snapshots, changed = Snapshots(tmp_path / "s"), threading.Event()
-    line = Line(base, launch, snapshots, tmp_path / "scratch", changed.set)
+    line = Line(Holder(base, launch, snapshots, tmp_path / "scratch", changed.set))
     try:
         line.start()
         first_pid = line.holder.pid
@@ -195,7 +196,7 @@ def test_a_model_that_vllm_does_not_compute_stops_the_server_with_vllms_words(qw
     base = load_base_models({"small-heads": str(qwen3_dir)}, "cpu", "float32")["small-heads"]
     settings = ServerSettings(models={}, api_key="tml-x", vllm_enforce_eager=True, threads=1)
     snapshots = Snapshots(qwen3_dir.parent / "none")
-    line = Line(base, launch_of(base, settings), snapshots, qwen3_dir, lambda: None)
+    line = Line(Holder(base, launch_of(base, settings), snapshots, qwen3_dir, lambda: None))
     with pytest.raises(TinsmithError, match=r"head_dim=16.*--sampler transformers"):
         line.start()
     line.stop()

@@ -46,13 +46,12 @@ class Holder:
         snapshots: Snapshots,
         scratch: Path,
         on_event: Callable[[], None],
-        stuck_s: float,
     ) -> None:
+        """`scratch` is a folder for adapters on their way to the engine."""
         self._base = base
-        self._launch = launch
+        self.launch = launch  # as the engine that runs was started, or the next will be
         self._snapshots = snapshots
         self._on_event = on_event
-        self._stuck_s = stuck_s
         self.residents = Residents(launch.merges, launch.engine["max_loras"], scratch)
         self.num_swaps = 0  # of the engine that runs
         self._probe_ids = itertools.count(-1, -1)  # beside the requests', which are positive
@@ -141,9 +140,9 @@ class Holder:
         if snapshot_id in self._snapshots:
             weights = self._snapshots.get(snapshot_id)[1]
         rank = 0 if weights is None else weights.settings.rank
-        if not self._launch.merges and rank > self._launch.engine["max_lora_rank"]:
+        if not self.launch.merges and rank > self.launch.engine["max_lora_rank"]:
             if not in_use:
-                self._launch = self._launch.with_rank(rank)
+                self.launch = self.launch.with_rank(rank)
                 self.restart()
             return None
         dropped = self.residents.make_room(snapshot_id, in_use)
@@ -153,7 +152,7 @@ class Holder:
             self.say({"do": "remove", "number": number})
         resident = self.residents.install(snapshot_id, self._base, weights)
         path = None if resident.folder is None else str(resident.folder)
-        if path is not None or self._launch.merges:
+        if path is not None or self.launch.merges:
             self.num_swaps += 1
             self.say({"do": "install", "number": resident.number, "path": path})
         request = probe_request(self._base)
@@ -206,7 +205,7 @@ class Holder:
         return TinsmithError(message)
 
     def _start_process(self) -> None:
-        self._process = VllmProcess(self._launch, self._on_event, self._stuck_s)
+        self._process = VllmProcess(self.launch, self._on_event)
 
     def _obituary(self, event: dict[str, Any]) -> str:
         assert self._process is not None

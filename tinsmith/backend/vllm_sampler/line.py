@@ -3,19 +3,14 @@
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.sampling.job import Job
-from tinsmith.backend.sampling.snapshots import Snapshots
 from tinsmith.backend.sampling.waiting import Waiting
 from tinsmith.backend.vllm_sampler.holder import Holder
-from tinsmith.backend.vllm_sampler.launch import MAX_SEQUENCES, Launch
+from tinsmith.backend.vllm_sampler.launch import MAX_SEQUENCES
 from tinsmith.backend.vllm_sampler.messages import completion_of, prompt_scores_of, sample_order
-from tinsmith.backend.vllm_sampler.process import STUCK_S
 from tinsmith.backend.vllm_sampler.residents import Resident
 from tinsmith.errors import TinsmithError
 
@@ -38,19 +33,9 @@ class Line:
     """One engine and what is asked of it. The server's own engine thread alone calls it, but for
     the counts."""
 
-    def __init__(
-        self,
-        base: BaseModel,
-        launch: Launch,
-        snapshots: Snapshots,
-        scratch: Path,
-        on_event: Callable[[], None],
-        restart_every: int = 0,
-        stuck_s: float = STUCK_S,
-    ) -> None:
-        """`scratch` is a folder for adapters on their way to the engine."""
-        self._holder = Holder(base, launch, snapshots, scratch, on_event, stuck_s)
-        self._launch = launch
+    def __init__(self, holder: Holder, restart_every: int = 0) -> None:
+        """`restart_every` is the number of swaps after which a new engine follows; 0: none."""
+        self._holder = holder
         self._restart_every = restart_every
         self._ids = itertools.count(1)
         self._waiting: OrderedDict[str, Waiting] = OrderedDict()
@@ -84,7 +69,7 @@ class Line:
         return sum(len(flight.samples) for flight in list(self._flights.values()))
 
     def add(self, snapshot_id: str, job: Job) -> None:
-        limit = self._launch.engine["max_model_len"]
+        limit = self._holder.launch.engine["max_model_len"]
         if job.longest > limit:
             size, max_tokens = len(job.request.prompt), job.request.max_tokens
             job.fail(
@@ -138,7 +123,7 @@ class Line:
 
     def rest(self) -> None:
         """Finish what the engine is at, and let it give up its memory until there is more."""
-        if self._launch.sleeps:
+        if self._holder.launch.sleeps:
             while self._flights and self._holder.is_ready:
                 self._handle(self._holder.wait())
             self._holder.sleep()
@@ -157,7 +142,7 @@ class Line:
         asked = list(dict.fromkeys([*(f.snapshot_id for f in self._lost), *self._waiting]))
         current = self._holder.residents.current
         if current is None:
-            return asked[:1] if self._launch.merges else asked
+            return asked[:1] if self._holder.launch.merges else asked
         others = [snapshot_id for snapshot_id in asked if snapshot_id != current]
         is_over = time.monotonic() - self._turn_began_s > TURN_S
         if current in asked and not (others and is_over):

@@ -12,6 +12,7 @@ from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.backend.sampling.replica import should_merge
 from tinsmith.backend.sampling.request import SamplingResult
 from tinsmith.backend.sampling.snapshots import Snapshots
+from tinsmith.backend.vllm_sampler.holder import Holder
 from tinsmith.backend.vllm_sampler.launch import MAX_LORA_VOCABULARY, MAX_RANKS, launch_of
 from tinsmith.backend.vllm_sampler.line import Line
 from tinsmith.backend.vllm_sampler.messages import has_scores_beyond_vllm, is_for_vllm
@@ -38,11 +39,13 @@ class VllmPool(Sampling):
         self._on_change: Callable[[], None] = lambda: None
         self.lines = {
             name: Line(
-                base,
-                launch_of(base, settings),
-                snapshots,
-                snapshots.directory / f"vllm-{index}",
-                lambda: self._on_change(),
+                Holder(
+                    base,
+                    launch_of(base, settings),
+                    snapshots,
+                    snapshots.directory / f"vllm-{index}",
+                    lambda: self._on_change(),
+                ),
                 settings.vllm_restart_every,
             )
             for index, (name, base) in enumerate(bases.items())

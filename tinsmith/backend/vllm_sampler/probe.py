@@ -8,7 +8,8 @@ from tinsmith.backend.model.adapter import (
     attach_adapter,
     set_adapter_weights,
 )
-from tinsmith.backend.model.base_model import BaseModel, backbone, unembed
+from tinsmith.backend.model.base_model import BaseModel, backbone
+from tinsmith.backend.model.forward import token_logprobs
 from tinsmith.backend.sampling.request import SamplingRequest
 from tinsmith.errors import TinsmithError
 
@@ -46,8 +47,7 @@ def expected_logprobs(
         set_adapter_weights(module, weights)
     ids_1T = torch.tensor([request.prompt], device=base.device)
     hidden_TD = backbone(module)(input_ids=ids_1T, use_cache=False).last_hidden_state[0, :-1]
-    logprobs_TV = torch.log_softmax(unembed(module, hidden_TD), dim=-1)
-    return logprobs_TV.gather(1, ids_1T[0, 1:, None])[:, 0].cpu().numpy()
+    return token_logprobs(module, hidden_TD, ids_1T[0, 1:]).cpu().numpy()
 
 
 def check_probe(found: np.ndarray, expected: np.ndarray, dtype: torch.dtype) -> None:

@@ -34,7 +34,6 @@ class Residents:
         self._residents: OrderedDict[str, Resident] = OrderedDict()
         self._numbers = itertools.count(BASE_NUMBER + 1)
         self._salts = itertools.count(1)
-        self.num_installed = 0
 
     def __len__(self) -> int:
         return len(self._residents)
@@ -90,7 +89,6 @@ class Residents:
         elif weights is not None:
             number = next(self._numbers)
         resident = self._residents[snapshot_id] = Resident(number, salt, folder)
-        self.num_installed += weights is not None
         return resident
 
     def verify(self, snapshot_id: str) -> None:
@@ -109,7 +107,6 @@ class Residents:
         """The engine is gone, and with it what it held."""
         for snapshot_id in list(self._residents):
             self.drop(snapshot_id)
-        self.num_installed = 0
 
 
 def _remove_folder(resident: Resident) -> None:

@@ -19,14 +19,8 @@ from tinsmith.backend.sampling.request import SamplingRequest, SamplingResult
 from tinsmith.backend.wire.errors import openai_error, status_of
 from tinsmith.backend.wire.openai_answers import Writer
 from tinsmith.backend.wire.openai_forms import ChatForm, CompletionForm
-from tinsmith.backend.wire.openai_requests import (
-    ChatRequest,
-    CompletionRequest,
-    Defaults,
-    SamplingBody,
-    chat_sampling,
-    completion_samplings,
-)
+from tinsmith.backend.wire.openai_requests import ChatRequest, CompletionRequest, SamplingBody
+from tinsmith.backend.wire.openai_sampling import Defaults, chat_sampling, completion_samplings
 from tinsmith.chat import Chat
 from tinsmith.errors import TinsmithError
 

@@ -27,6 +27,8 @@ OWNER = "local"  # of everything: the server has one key, and no accounts
 MAX_SILENCE_S = 120.0
 Limit = Annotated[int, Query(ge=0, le=1000)]
 Offset = Annotated[int, Query(ge=0, lt=2**63)]  # what the database can count
+# Ends a session for a reason, and frees what it held.
+Ending = Callable[[str, dict[str, Any]], None]
 log = structlog.stdlib.get_logger(__name__)
 
 
@@ -64,6 +66,13 @@ def add_session_routes(api: APIRouter, core: Core, training: Training, samplers:
         end(session_id, request.model_dump(exclude={"type"}))
         return {}
 
+    _add_cancel(api, core, training, silence, end)
+    _add_session_listing(api, core, samplers, silence)
+
+
+def _add_cancel(
+    api: APIRouter, core: Core, training: Training, silence: Silence, end: Ending
+) -> None:
     @api.post("/training_runs/{model_id}/cancel")
     async def cancel_run(model_id: str) -> dict[str, Any]:
         """An addition to the Tinker API: stop the program that trains a run, with its session."""
@@ -81,12 +90,8 @@ def add_session_routes(api: APIRouter, core: Core, training: Training, samplers:
             "training_run_ids": core.store.sessions.models(session_id),
         }
 
-    _add_session_listing(api, core, samplers, silence)
 
-
-def _ending(
-    core: Core, training: Training, samplers: Samplers
-) -> Callable[[str, dict[str, Any]], None]:
+def _ending(core: Core, training: Training, samplers: Samplers) -> Ending:
     """What ends a session, for a reason, and frees what it held."""
 
     def end(session_id: str, reason: dict[str, Any]) -> None:
@@ -103,7 +108,7 @@ def _ending(
     return end
 
 
-def _give_up(end: Callable[[str, dict[str, Any]], None], session_id: str) -> None:
+def _give_up(end: Ending, session_id: str) -> None:
     log.warning("session ended: no heartbeat", session_id=session_id)
     detail = f"no heartbeat for {SESSION_TIMEOUT_S:.0f} s"
     end(session_id, {"reason": {"type": "interrupted"}, "detail": detail})
