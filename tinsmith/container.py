@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinsmith.errors import TinsmithError
-from tinsmith.files import sha256
+from tinsmith.files import sha256, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ NVIDIA_BASE = (
     "the address of NVIDIA's PyTorch image, docker://..., as its catalogue (NGC) shows it, such as"
     " that of nvidia/pytorch:25.12-py3"
 )
+DIGESTS = Path("work/images")
 _AGENTS = ("docker", "oras", "library")  # what Apptainer fetches a base image with
 _LABELS = Path("/.singularity.d/labels.json")
 _NVIDIA_DEVICE = Path("/dev/nvidiactl")
@@ -93,8 +94,25 @@ def current_image(environment: Mapping[str, str], labels: Path = _LABELS) -> dic
         return None
     image = Path(name)
     label = json.loads(labels.read_text()).get(COMMIT_LABEL) if labels.exists() else None
-    digest = sha256(image) if image.is_file() else None
+    digest = _digest(image) if image.is_file() else None
     return {"path": name, "sha256": digest, "commit": label}
+
+
+def _digest(image: Path) -> str:
+    """SHA-256 of an image, remembered by its name, size and time of change for the jobs to come.
+
+    In the working directory, because a job sees nothing else beside an image of another folder, or
+    may not write there.
+    """
+    seen = image.stat()
+    note = DIGESTS / f"{image.name}-{seen.st_size}-{seen.st_mtime_ns}.sha256"
+    if note.is_file():
+        return note.read_text(encoding="utf-8").strip()
+    digest = sha256(image)
+    now = image.stat()
+    if (now.st_size, now.st_mtime_ns) == (seen.st_size, seen.st_mtime_ns):
+        write_text(note, f"{digest}\n")
+    return digest
 
 
 def _existing(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """What the container section of the config may say, and what a job in an image is given."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from tinsmith.config import Container, check
 from tinsmith.container import apptainer_arguments, build_image, current_image
 from tinsmith.container_plan import ContainerPlan
 from tinsmith.errors import TinsmithError
+from tinsmith.files import sha256
 from tinsmith.plan import make_plan
 
 CONFIG: dict[str, Any] = {
@@ -117,6 +119,27 @@ def test_an_image_that_cannot_be_seen_from_inside_has_no_digest(tmp_path: Path) 
     labels.write_text('{"org.opencontainers.image.revision": "abc"}')
     found = current_image({"APPTAINER_CONTAINER": "/nowhere/engine.sif"}, labels)
     assert found == {"path": "/nowhere/engine.sif", "sha256": None, "commit": "abc"}
+
+
+def test_an_image_is_hashed_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = tmp_path / "engine.sif"
+    inside = {"APPTAINER_CONTAINER": str(image)}
+
+    def write(text: str, time_ns: int) -> dict[str, Any]:
+        image.write_text(text)
+        os.utime(image, ns=(time_ns, time_ns))
+        found = current_image(inside)
+        assert found is not None
+        return found
+
+    first = write("one", 1)
+    assert first["sha256"] == sha256(image)
+    assert write("two", 1) == first, "which no image of the same size and time would be"
+    assert write("two", 2)["sha256"] == write("two", 3)["sha256"] == sha256(image)
+    assert write("longer", 3)["sha256"] == sha256(image)
 
 
 @pytest.mark.usefixtures("an_apptainer")
