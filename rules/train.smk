@@ -2,8 +2,8 @@ rule train_stage:
     """Train one stage from the checkpoint of the one before (tinsmith/stages/).
 
     `work` is no output, because Snakemake deletes the outputs of a job that fails: a killed stage
-    finds its last checkpoint there and goes on. `monitors` is no parameter, because what is watched
-    changes nothing that is trained.
+    finds its last checkpoint there and goes on. `monitors` and `checkpoints` are no parameters,
+    because what is watched and what is kept change nothing that is trained.
     """
     input:
         model=PLAN.model,
@@ -14,6 +14,8 @@ rule train_stage:
         setup=ancient("<results>/setup/setup.json"),
     output:
         checkpoint="<results>/{run}/{stage}/checkpoint.json",
+        info="<results>/{run}/{stage}/final_checkpoint_info.json",
+        saved="<results>/{run}/{stage}/checkpoints.jsonl",
         metrics="<results>/{run}/{stage}/metrics.jsonl",
         steps=directory("<results>/{run}/{stage}/steps"),
         transcript=report(
@@ -39,6 +41,7 @@ rule train_stage:
         gpu_model=PLAN.request("train_stage").gpu_model,
         url=PLAN.url,
         monitors=PLAN.monitors,
+        checkpoints=PLAN.checkpoints,
     params:
         settings=PLAN.train_settings,
         work=PLAN.work_dir,
@@ -46,6 +49,7 @@ rule train_stage:
         "python -m scripts.train"
         " --settings {params.settings:q}"
         " --monitors {resources.monitors:q}"
+        " --checkpoints {resources.checkpoints:q}"
         " --threads {threads}"
         " --gpus {resources.gpu}"
         " --url {resources.url:q}"
@@ -56,6 +60,8 @@ rule train_stage:
         " --user-code {input.user_code:q}"
         " --work {params.work:q}"
         " --checkpoint {output.checkpoint:q}"
+        " --info {output.info:q}"
+        " --saved {output.saved:q}"
         " --metrics {output.metrics:q}"
         " --steps {output.steps:q}"
         " --transcript {output.transcript:q}"

@@ -4,7 +4,7 @@ import argparse
 import logging
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,14 +14,15 @@ from tqdm import tqdm
 from tinsmith.chat import Chat
 from tinsmith.checkpoints import (
     Checkpoint,
+    Paths,
     explained,
     fetch_weights,
     open_training_client,
     resume_training_client,
-    save_final,
 )
-from tinsmith.config import MonitorSettings, TrainSettings
-from tinsmith.files import new_directory
+from tinsmith.config import Checkpoints, MonitorSettings, TrainSettings
+from tinsmith.files import new_directory, write_json
+from tinsmith.final_checkpoint import describe_final, summary
 from tinsmith.frozen import FrozenModels
 from tinsmith.gpus import assigned_gpus
 from tinsmith.interruption import deferred_sigterm
@@ -31,7 +32,8 @@ from tinsmith.objectives.learning_rate import resolve_learning_rate
 from tinsmith.opponents import Snapshots, open_snapshots
 from tinsmith.paradigms import make_paradigm, put_in_training
 from tinsmith.problems import read_problems
-from tinsmith.progress import Progress, Saves, fingerprint, read_progress
+from tinsmith.progress import Progress, Saved, begin, fingerprint
+from tinsmith.saves import FINAL, Saves, write_saved
 from tinsmith.serving import connect
 from tinsmith.stages import STAGES, StageContext
 from tinsmith.step_files import read_steps, write_metrics, write_step
@@ -39,6 +41,7 @@ from tinsmith.tasks import make_task, try_problems
 from tinsmith.transcript import write_step_pages, write_transcript
 from tinsmith.types import StepRecord
 
+OUTPUTS = ("checkpoint", "info", "saved", "metrics", "steps", "transcript", "weights")
 logger = logging.getLogger(__name__)
 
 
@@ -46,7 +49,6 @@ def main() -> None:
     """Parse the command line, train, and write what the rules after this one read."""
     args = _parse()
     inputs = {"train": args.train, "heldout": args.heldout, "model": args.model}
-    outputs = ("checkpoint", "metrics", "steps", "transcript", "weights")
     with job(
         rule="train_stage",
         log=args.log,
@@ -55,10 +57,11 @@ def main() -> None:
         inputs=inputs
         | ({"previous": args.previous} if args.previous else {})
         | {file.name: file for file in args.user_code},
-        outputs={name: getattr(args, name) for name in outputs},
+        outputs={name: getattr(args, name) for name in OUTPUTS},
         seeds={"run": args.settings.seed},
     ):
         settings: TrainSettings = args.settings
+        progress = begin(args.work, _fingerprint(args), args.checkpoints.existing)
         backend, server_log = backend_of(args), args.log.with_suffix(".server.log")
         with (
             assigned_gpus(args.gpus) as locks,
@@ -66,45 +69,48 @@ def main() -> None:
             connect(backend, args.model, settings.model_name, server_log, locks) as service,
             explained(f"training stage {settings.stage.name}"),
         ):
-            _train(args, settings, service, is_told_to_stop)
+            _train(args, settings, service, progress, is_told_to_stop)
     # Not before the job's record is written: what is killed until then goes on from here.
     shutil.rmtree(args.work)
+
+
+def _fingerprint(args: argparse.Namespace) -> str:
+    files = [path for path in (args.train, args.heldout, args.previous) if path]
+    return fingerprint(args.settings.model_dump_json(), [*files, *args.user_code])
 
 
 def _train(
     args: argparse.Namespace,
     settings: TrainSettings,
     service: tinker.ServiceClient,
+    progress: Progress,
     is_told_to_stop: Callable[[], bool],
 ) -> None:
-    """Go on where the working folder says, to the end of the stage or, told to stop, of a step:
+    """Go on from the progress that there is, to the end of the stage or, told to stop, of a step:
     every attempt gets further. At the end, write the outputs."""
-    files = [path for path in (args.train, args.heldout, args.previous) if path]
-    files += args.user_code
-    print_of_inputs = fingerprint(settings.model_dump_json(), files)
-    progress = read_progress(args.work, print_of_inputs)
     previous = Checkpoint.read(args.previous) if args.previous else None
     training_client = _open(service, settings, progress, previous, args.work)
     chat = Chat.load(args.model)
     frozen = FrozenModels(service, settings.model_name, chat)
-    paths = progress.snapshots if progress else {}
-    snapshots = open_snapshots(settings, training_client, frozen, paths)
+    saves = Saves(args.work, settings.stage, args.checkpoints, training_client, progress)
+    snapshots = open_snapshots(settings, training_client, frozen, progress.snapshots)
     # A new adapter leaves the base model as it is.
     reference = partial(frozen.client, previous.checkpoints.sampler if previous else None)
     context = _context(args, settings, training_client, reference, frozen, snapshots)
-    first_step = progress.next_step if progress else 0
-
     watch = Watch(args.monitors.monitors, settings.stage.name)
-    for step in read_steps(args.work / "steps", first_step):
+    for step in read_steps(args.work / "steps", progress.next_step):
         watch.recall(step["metrics"])
     if snapshots:
-        snapshots.take(first_step)
-    saves = Saves(args.work, settings.stage, training_client, print_of_inputs, progress)
-    for record in _with_progress_bar(settings, context, first_step):
+        snapshots.take(progress.next_step)
+    accuracy = None
+    for record in _with_progress_bar(settings, context, progress.next_step):
         write_step(args.work / "steps", record, chat)
+        accuracy = record.metrics.get("validation_accuracy")
         next_step, stops = record.step + 1, is_told_to_stop()
-        if stops or saves.is_due(record.step):
-            saves.save(next_step, snapshots.paths if snapshots else {})
+        if next_step < settings.stage.steps:
+            kind = saves.kind_due(record.step, accuracy) or ("periodic" if stops else None)
+            if kind is not None:
+                saves.save(kind, next_step, accuracy, snapshots.paths if snapshots else {})
         watch.look(record.step, record.metrics)
         if stops and next_step < settings.stage.steps:
             logger.warning("told to stop by SIGTERM: saved after step %d", record.step)
@@ -112,17 +118,18 @@ def _train(
         if snapshots and next_step < settings.stage.steps:
             snapshots.take(next_step)
 
-    _write_outputs(args, settings, context.training_client)
+    final = saves.final(accuracy, snapshots.paths if snapshots else {})
+    _write_outputs(args, settings, context, final, saves.saved)
 
 
 def _open(
     service: tinker.ServiceClient,
     settings: TrainSettings,
-    progress: Progress | None,
+    progress: Progress,
     previous: Checkpoint | None,
     work: Path,
 ) -> tinker.TrainingClient:
-    if progress is None:
+    if progress.state is None:
         return open_training_client(
             service, settings.model_name, settings.lora, settings.seed, previous
         )
@@ -166,14 +173,18 @@ def _with_progress_bar(
         for record in records:
             metrics = record.metrics
             logger.debug("step %d: %s", record.step, dict(metrics))
-            shown = ("reward_mean", "loss", "heldout_accuracy")
+            shown = ("reward_mean", "loss", "validation_accuracy")
             bar.set_postfix({name: f"{metrics[name]:.3f}" for name in shown if name in metrics})
             bar.update()
             yield record
 
 
 def _write_outputs(
-    args: argparse.Namespace, settings: TrainSettings, training_client: tinker.TrainingClient
+    args: argparse.Namespace,
+    settings: TrainSettings,
+    context: StageContext,
+    final: Saved,
+    saved: Sequence[Saved],
 ) -> None:
     """The stage's files; checkpoint.json last, because it says that the others are there."""
     num_steps = settings.stage.steps
@@ -184,20 +195,24 @@ def _write_outputs(
         write_step_pages(draft, title, read_steps(steps, num_steps))
     write_metrics(args.metrics, steps, num_steps)
     write_transcript(args.transcript, title, read_steps(steps, num_steps), num_steps)
-    paths = save_final(training_client, "final")
-    digest = fetch_weights(training_client, "final", args.weights)
-    info = training_client.get_info()
-    Checkpoint(
+    digest = fetch_weights(context.training_client, FINAL, args.weights)
+    info = context.training_client.get_info()
+    checkpoint = Checkpoint(
         stage=settings.stage.name,
         run=settings.run,
         seed=settings.seed,
         base_model=settings.model_name,
         lora_rank=info.lora_rank or settings.lora.rank,
-        model_id=training_client.model_id,
+        model_id=final.model_id,
         step=num_steps,
-        checkpoints=paths,
+        checkpoints=Paths(final.state, final.sampler),
         weights_sha256=digest,
-    ).write(args.checkpoint)
+    )
+    write_saved(args.saved, saved)
+    guide = describe_final(checkpoint, saved, settings, backend_of(args), args.model, context)
+    write_json(args.info, guide)
+    checkpoint.write(args.checkpoint)
+    logger.info("%s", summary(guide, vars(args)))
 
 
 def _parse() -> argparse.Namespace:
@@ -206,12 +221,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--monitors", type=settings_of(MonitorSettings, "--monitors"), default=MonitorSettings()
     )
+    parser.add_argument(
+        "--checkpoints", type=settings_of(Checkpoints, "--checkpoints"), default=Checkpoints()
+    )
     add_resources(parser)
     for name in ("model", "train", "heldout", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--previous", type=Path, nargs="?", help="checkpoint.json, if any")
     parser.add_argument("--user-code", type=Path, nargs="*", default=[], help="task and paradigm")
-    for name in ("checkpoint", "metrics", "steps", "transcript", "weights", "log", "metadata"):
+    for name in (*OUTPUTS, "log", "metadata"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     return parser.parse_args()
 

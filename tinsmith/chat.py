@@ -31,6 +31,11 @@ class Chat:
         except (OSError, ValueError) as error:
             raise TinsmithError(f"{model_dir} must hold a tokenizer: {error}") from error
 
+    @property
+    def has_template(self) -> bool:
+        """Whether the tokenizer brings a chat template; without one, text is asked as it is."""
+        return bool(self._tokenizer.chat_template)
+
     def prompt(self, text: str, system_prompt: str | None = None) -> tuple[int, ...]:
         """The tokens of a user's message, up to where the model's reply begins."""
         if not self._tokenizer.chat_template:

@@ -90,13 +90,6 @@ def resume_training_client(
         ) from error
 
 
-def save_final(training_client: tinker.TrainingClient, name: str) -> Paths:
-    """Save what the next stage trains on from and what evaluation samples."""
-    state = training_client.save_state(name)
-    sampler = training_client.save_weights_for_sampler(name)
-    return Paths(state.result().path, sampler.result().path)
-
-
 def fetch_weights(training_client: tinker.TrainingClient, name: str, target: Path) -> str:
     """Write the adapter's files to the directory `target`; return the digest of its weights."""
     path = training_client.save_weights_external(name).result().path

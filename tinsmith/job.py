@@ -48,6 +48,9 @@ def job(
             started=started,
         )
         write_json(metadata, record)
+    except KeyboardInterrupt:
+        logger.warning("%s: interrupted", rule)
+        sys.exit(128 + signal.SIGINT)
     except TinsmithError as error:
         logger.error("%s: %s", rule, error)
         sys.exit(2)

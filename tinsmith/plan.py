@@ -117,6 +117,10 @@ class Plan:
         nothing."""
         return settings_json(MonitorSettings(monitors=self._run(wildcards).config.monitors))
 
+    def checkpoints(self, wildcards: Any) -> str:
+        """Which checkpoints a training stage keeps; a resource too."""
+        return settings_json(self._run(wildcards).config.checkpoints)
+
     def evaluate_settings(self, wildcards: Any) -> str:
         return settings_json(self._run(wildcards).evaluate_settings(wildcards.stage))
 

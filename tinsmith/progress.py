@@ -1,40 +1,77 @@
 """Where a running stage stands, so that a killed one goes on instead of starting again.
 
-The working folder holds the steps done so far and progress.json, which names the last checkpoint
-from which the backend can go on, weights and optimizer. Steps after it are done again.
+The working folder holds the steps done so far and progress.json, which names the checkpoints that
+the stage has saved; the last is the one to go on from, weights and optimizer. Steps after it are
+done again.
 """
 
 import hashlib
 import json
 import logging
-import math
 import shutil
-import time
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal, TextIO
 
-import tinker
-
-from tinsmith import config
+from tinsmith.config.checkpoints import Existing
 from tinsmith.errors import TinsmithError
 from tinsmith.files import sha256, write_json
 
-AIMED_CHECKPOINTS = 10
-MAX_INTERVAL_S = 900
-
+Kind = Literal["periodic", "best", "final"]
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """The step to go on with, the checkpoint before it, what the stage was started from, and the
-    snapshots of the policy that it plays against: tinker:// paths by step."""
+class Saved:
+    """A checkpoint of a stage: a line of checkpoints.jsonl.
 
-    next_step: int
+    `kind` says why it was saved: because it was due, because it was the best so far, or because the
+    stage was done. `step` counts the optimizer steps that made it; `state` and `sampler` are its
+    tinker:// paths, which are gone where it was not kept.
+    """
+
+    name: str
+    kind: Kind
+    step: int
+    model_id: str
     state: str
+    sampler: str
+    saved_at: str
+    validation_accuracy: float | None
+    is_best: bool = False
+    is_kept: bool = True
+
+    @property
+    def paths(self) -> tuple[str, str]:
+        return self.state, self.sampler
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a stage was started from, the checkpoints that it has saved, the snapshots of the policy
+    that it plays against (tinker:// paths by step), and the ids of the runs that made them."""
+
     fingerprint: str
+    saved: tuple[Saved, ...] = ()
     snapshots: dict[str, str] = field(default_factory=dict)
+    runs: tuple[str, ...] = ()
+
+    @property
+    def next_step(self) -> int:
+        """The step to go on with."""
+        return self.saved[-1].step if self.saved else 0
+
+    @property
+    def state(self) -> str | None:
+        """The checkpoint to go on from; None before the first."""
+        return self.saved[-1].state if self.saved else None
+
+    def paths(self) -> set[str]:
+        """Every checkpoint that the stage still has."""
+        kept = {path for one in self.saved if one.is_kept for path in one.paths}
+        return kept | set(self.snapshots.values())
 
 
 def fingerprint(settings: str, inputs: Iterable[Path]) -> str:
@@ -45,74 +82,77 @@ def fingerprint(settings: str, inputs: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def read_progress(folder: Path, expected_fingerprint: str) -> Progress | None:
-    """Where to go on; None, and an empty folder, where there is nothing to go on from."""
-    file = folder / "progress.json"
-    if file.exists():
-        try:
-            progress = Progress(**json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise TinsmithError(
-                f"{file} must say where the stage stands: {error}; delete {folder} to start the"
-                " stage again"
-            ) from error
-        if progress.fingerprint == expected_fingerprint:
-            return progress
-        logger.warning("the stage's inputs have changed: starting again in %s", folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    return None
+def begin(
+    folder: Path, expected_fingerprint: str, existing: Existing, terminal: TextIO | None = None
+) -> Progress:
+    """Where to go on, or an empty folder and a progress without checkpoints.
+
+    `existing` says what becomes of checkpoints that are there already; those of other inputs are
+    never gone on from. `terminal` (standard input) is asked where it says so.
+    """
+    found = _read(folder)
+    if found is None or not found.saved:
+        return _start(folder, expected_fingerprint, found)
+    is_same = found.fingerprint == expected_fingerprint
+    stands = f"{folder} holds a stage that was cut off after step {found.next_step - 1}"
+    if not is_same:
+        stands += ", of inputs that have changed since"
+    if existing == "ask":
+        existing = _ask(stands, terminal or sys.stdin, can_resume=is_same)
+    if existing == "raise":
+        raise TinsmithError(
+            f"{stands}, and checkpoints.existing is 'raise': set it to 'resume' to go on, or to"
+            " 'delete' to start again"
+        )
+    if existing == "resume" and is_same:
+        return found
+    why = "checkpoints.existing is 'delete'" if is_same else "its inputs have changed"
+    logger.warning("starting the stage in %s again: %s", folder, why)
+    return _start(folder, expected_fingerprint, found)
 
 
 def write_progress(folder: Path, progress: Progress) -> None:
-    """Record a checkpoint that the backend has finished writing."""
+    """Record checkpoints that the backend has finished writing."""
     write_json(folder / "progress.json", asdict(progress))
 
 
-def is_save_due(options: config.Stage, step: int, since_save_s: float) -> bool:
-    """After every `save_every` steps; `auto` aims at ten checkpoints a stage, and saves after a
-    quarter of an hour at the latest."""
-    every = options.save_every
-    if every == "auto":
-        every = math.ceil(options.steps / AIMED_CHECKPOINTS)
-        if since_save_s >= MAX_INTERVAL_S:
-            return True
-    return (step + 1) % every == 0
+def _read(folder: Path) -> Progress | None:
+    file = folder / "progress.json"
+    if not file.exists():
+        return None
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        saved = tuple(Saved(**row) for row in fields["saved"])
+        return Progress(**fields | {"saved": saved, "runs": tuple(fields["runs"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise TinsmithError(
+            f"{file} must say where the stage stands: {error}; delete {folder} to start the stage"
+            " again"
+        ) from error
 
 
-class Saves:
-    """The working checkpoints of a running stage, of which the last is kept."""
+def _start(folder: Path, fingerprint: str, before: Progress | None) -> Progress:
+    """Forget the checkpoints but not the runs that made them, in which they can be found."""
+    progress = Progress(fingerprint, runs=before.runs if before else ())
+    write_progress(folder, progress)
+    shutil.rmtree(folder / "steps", ignore_errors=True)
+    return progress
 
-    def __init__(
-        self,
-        folder: Path,
-        options: config.Stage,
-        training_client: tinker.TrainingClient,
-        fingerprint: str,
-        last: Progress | None,
-    ) -> None:
-        self._folder = folder
-        self._options = options
-        self._training_client = training_client
-        self._fingerprint = fingerprint
-        self._last = last
-        self._saved_s = time.monotonic()
 
-    def is_due(self, step: int) -> bool:
-        """Whether to save after `step`."""
-        return is_save_due(self._options, step, time.monotonic() - self._saved_s)
-
-    def save(self, next_step: int, snapshots: dict[str, str]) -> None:
-        """Record a checkpoint once the backend has written it; then the one before is of no use."""
-        state = self._training_client.save_state(f"step-{next_step}").result().path
-        progress = Progress(next_step, state, self._fingerprint, dict(snapshots))
-        write_progress(self._folder, progress)
-        before, self._last = self._last, progress
-        self._saved_s = time.monotonic()
-        if before is not None and before.state != state:
-            self._remove(before.state)
-
-    def _remove(self, state: str) -> None:
-        try:
-            tinker.RestClient().delete_checkpoint_from_tinker_path(state).result()
-        except tinker.TinkerError as error:
-            logger.warning("the working checkpoint %s could not be removed: %s", state, error)
+def _ask(stands: str, terminal: TextIO, *, can_resume: bool) -> Existing:
+    if not terminal.isatty():
+        raise TinsmithError(
+            f"{stands}, and checkpoints.existing is 'ask', but there is no terminal to ask on: set"
+            " it to 'resume', 'delete' or 'raise'"
+        )
+    choices: dict[str, Existing] = {"d": "delete", "s": "raise"}
+    words = "[d]elete and start again, [s]top"
+    if can_resume:
+        choices["r"], words = "resume", f"[r]esume, {words}"
+    while True:
+        print(f"{stands}. {words}? ", end="", file=sys.stderr, flush=True)
+        line = terminal.readline()
+        if not line:
+            return "raise"
+        if chosen := choices.get(line.strip().lower()[:1]):
+            return chosen

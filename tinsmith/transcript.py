@@ -83,7 +83,7 @@ def shown_steps(num_steps: int) -> set[int]:
 def _section(step: Step, max_samples: int, *, is_open: bool) -> str:
     metrics = " · ".join(
         f"{name} {step['metrics'][name]:.3g}"
-        for name in ("reward_mean", "loss", "kl_nats", "heldout_accuracy")
+        for name in ("reward_mean", "loss", "kl_nats", "validation_accuracy")
         if name in step["metrics"]
     )
     rollouts = _shown_rollouts(step["samples"], max_samples)

@@ -86,7 +86,7 @@ def config(model: Path, **backend: Any) -> dict[str, Any]:
     return {
         "model": {"kind": "path", "path": str(model)},
         "backend": {"dtype": "float32"} | backend,
-        "data": {"kind": "arithmetic", "digits": 1, "num_problems": 40, "held_out": 10},
+        "data": {"kind": "arithmetic", "digits": 1, "num_problems": 40, "held_out": 14},
         "task": {"kind": "arithmetic"},
         "lora": {"rank": 4},
         "stages": [stage],

@@ -26,8 +26,8 @@ SMALL: dict[str, Any] = {
 }
 LAST = "results/seed=0/grpo"
 TARGET = (f"{LAST}/evaluation/evaluation.json",)
-SUMS = {"kind": "file", "path": "sums.jsonl", "held_out": 8}
-CHOICES = {"kind": "file", "path": "definition.jsonl", "held_out": 8, "extra_fields": ["choices"]}
+SUMS = {"kind": "file", "path": "sums.jsonl", "held_out": 12}
+CHOICES = {"kind": "file", "path": "definition.jsonl", "held_out": 12, "extra_fields": ["choices"]}
 # The programs that write the text that the configs read, and the file that each reads itself.
 TEXTS = {
     "summary": STATUS,
@@ -39,9 +39,9 @@ CHOICE_TASK = {"answers": "text", "system_prompt": None}
 LETTERS = WARM_UP | {"steps": 12, "learning_rate": 0.01}
 # What is changed in each config beside its model and sizes, and the terms of its rewards.
 READY: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "summary": ({"stages": [WARM_UP, GRPO], "data": {"held_out": 8}}, {"compression", "rouge"}),
+    "summary": ({"stages": [WARM_UP, GRPO], "data": {"held_out": 12}}, {"compression", "rouge"}),
     "constrained": (
-        {"data": {"held_out": 8}},
+        {"data": {"held_out": 12}},
         {"forbidden", "format", "keywords", "max_words"},
     ),
     "multiple-choice": (

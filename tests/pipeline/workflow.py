@@ -17,7 +17,7 @@ WRITES = {
     "check_setup": ("setup",),
     "prepare_model": ("model",),
     "prepare_data": ("train", "heldout", "stats"),
-    "train": ("checkpoint", "metrics", "steps", "transcript", "weights"),
+    "train": ("checkpoint", "info", "saved", "metrics", "steps", "transcript", "weights"),
     "evaluate": ("evaluation", "samples"),
     "export": ("adapter", "merged", "check"),
     "report": ("page",),

@@ -70,6 +70,8 @@ def command(
         "heldout": folder / "heldout.jsonl",
         "work": folder / "work" / target,
         "checkpoint": out / "checkpoint.json",
+        "info": out / "final_checkpoint_info.json",
+        "saved": out / "checkpoints.jsonl",
         "metrics": out / "metrics.jsonl",
         "steps": out / "steps",
         "transcript": out / "transcript.html",
@@ -91,7 +93,12 @@ def kill_after(command: list[str], progress: Path, next_step: int) -> None:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 0 < json.loads(progress.read_text())["next_step"] < STEPS
+    assert 0 < next_step_of(progress) < STEPS
+
+
+def next_step_of(progress: Path) -> int:
+    """The step with which a stage would go on."""
+    return json.loads(progress.read_text())["saved"][-1]["step"]
 
 
 def warn_after(command: list[str], steps: Path, step: int) -> None:
@@ -138,7 +145,7 @@ def ended(folder: Path, llama_dir: Path) -> Ended:
     warn_after(killed, work / "steps", 5)
     log = (folder / "killed" / "train.log").read_text()
     told_after = int(re.findall(r"told to stop by SIGTERM: saved after step (\d+)", log)[0])
-    next_step = json.loads((work / "progress.json").read_text())["next_step"]
+    next_step = next_step_of(work / "progress.json")
     subprocess.run(killed, check=True)
     return Ended(folder / "straight", folder / "killed", work, snapshots, told_after, next_step)
 

@@ -70,12 +70,12 @@ def test_a_stage_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(
 
 
 @EVERY_STAGE
-def test_a_stage_records_every_step_and_its_heldout_accuracy_when_due(
+def test_a_stage_records_every_step_and_its_validation_accuracy_when_due(
     options: config.Stage, make_context: MakeContext
 ):
     records = train(options, make_context())
     assert [record.step for record in records] == list(range(STEPS))
-    evaluated = [record.step for record in records if "heldout_accuracy" in record.metrics]
+    evaluated = [record.step for record in records if "validation_accuracy" in record.metrics]
     assert evaluated == [2, 5]
     assert all(record.metrics["learning_rate"] == 0.01 for record in records)
 

@@ -90,7 +90,7 @@ def test_the_paradigm_of_the_docs_is_trained_against_snapshots_and_evaluated_aga
         speakers = {(s.turn.speaker, s.reward is None) for s in record.samples}
         assert speakers == {("policy", False), ("opponent", True)}
         assert {"reward_own_mean", "reward_opponent_mean"} <= record.metrics.keys()
-    assert "heldout_accuracy" in records[-1].metrics
+    assert "validation_accuracy" in records[-1].metrics
 
 
 def test_against_itself_the_paradigm_of_the_docs_takes_no_snapshots(

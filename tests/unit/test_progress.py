@@ -1,6 +1,8 @@
 """The working folder of a stage, and the files that it leaves."""
 
+import io
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,16 +10,26 @@ from pathlib import Path
 import pytest
 
 from tinsmith.chat import Chat
-from tinsmith.config import Supervised
+from tinsmith.config.checkpoints import Existing
 from tinsmith.errors import TinsmithError
-from tinsmith.progress import Progress, fingerprint, is_save_due, read_progress, write_progress
+from tinsmith.progress import Progress, Saved, begin, fingerprint, write_progress
 from tinsmith.step_files import read_steps, write_metrics, write_step
 from tinsmith.tiny.tokenizer import make_tokenizer
 from tinsmith.transcript import shown_steps, write_step_pages, write_transcript
 from tinsmith.types import Completion, Problem, Reward, Sample, StepRecord, Turn
 
 CHAT = Chat(make_tokenizer())
-PROGRESS = Progress(next_step=4, state="tinker://run/weights/step-4", fingerprint="f")
+SAVED = Saved(
+    name="step-4",
+    kind="periodic",
+    step=4,
+    model_id="run",
+    state="tinker://run/weights/step-4",
+    sampler="tinker://run/sampler_weights/step-4",
+    saved_at="2026-01-01T00:00:00+00:00",
+    validation_accuracy=0.5,
+)
+PROGRESS = Progress("f", (SAVED,), {"0": "tinker://run/sampler_weights/opponent-0"}, ("run",))
 
 
 def record(step: int, text: str = "85") -> StepRecord:
@@ -37,25 +49,69 @@ def record(step: int, text: str = "85") -> StepRecord:
 
 def test_progress_comes_back_as_it_was_written(tmp_path: Path):
     write_progress(tmp_path, PROGRESS)
-    assert read_progress(tmp_path, "f") == PROGRESS
+    assert begin(tmp_path, "f", "resume") == PROGRESS
+    assert (PROGRESS.next_step, PROGRESS.state) == (4, "tinker://run/weights/step-4")
 
 
-def test_nothing_to_go_on_from_leaves_no_old_steps(tmp_path: Path):
+@pytest.mark.parametrize("existing", ["resume", "delete", "raise", "ask"])
+def test_nothing_to_go_on_from_leaves_no_old_steps(existing: Existing, tmp_path: Path):
     write_step(tmp_path / "steps", record(0), CHAT)
-    assert read_progress(tmp_path, "f") is None
-    assert not tmp_path.exists()
+    write_progress(tmp_path, Progress("f", runs=("killed",)))
+    assert begin(tmp_path, "f", existing) == Progress("f", runs=("killed",))
+    assert not (tmp_path / "steps").exists()
 
 
-def test_changed_inputs_start_the_stage_again(tmp_path: Path):
+@pytest.mark.parametrize(("existing", "inputs"), [("delete", "f"), ("resume", "other")])
+def test_a_stage_that_starts_again_keeps_but_the_runs_in_which_to_clear_up(
+    existing: Existing, inputs: str, tmp_path: Path
+):
+    write_step(tmp_path / "steps", record(0), CHAT)
     write_progress(tmp_path, PROGRESS)
-    assert read_progress(tmp_path, "other") is None
-    assert not tmp_path.exists()
+    assert begin(tmp_path, inputs, existing) == Progress(inputs, runs=("run",))
+    assert not (tmp_path / "steps").exists()
+
+
+@pytest.mark.parametrize(("inputs", "said"), [("f", "after step 3, and"), ("g", "have changed")])
+def test_raise_stops_where_there_is_something_to_go_on_from(inputs: str, said: str, tmp_path: Path):
+    write_progress(tmp_path, PROGRESS)
+    with pytest.raises(TinsmithError, match=f"{said}.*set it to 'resume'"):
+        begin(tmp_path, inputs, "raise")
+    assert begin(tmp_path, "f", "resume") == PROGRESS
+
+
+def test_only_a_terminal_is_asked(tmp_path: Path):
+    write_progress(tmp_path, PROGRESS)
+    with pytest.raises(TinsmithError, match="no terminal to ask on"):
+        begin(tmp_path, "f", "ask", io.StringIO("r\n"))
+
+
+@pytest.mark.parametrize(("typed", "goes_on"), [("what?\nr\n", True), ("delete\n", False)])
+def test_what_a_terminal_answers_is_done(
+    typed: str, goes_on: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_progress(tmp_path, PROGRESS)
+    keyboard, screen = os.openpty()
+    os.write(keyboard, typed.encode())
+    with open(screen) as terminal, open(keyboard):
+        assert (begin(tmp_path, "f", "ask", terminal) == PROGRESS) == goes_on
+    assert capsys.readouterr().err.count("[r]esume, [d]elete") == typed.count("\n")
+
+
+def test_a_terminal_may_stop_a_stage_and_is_offered_no_other_inputs_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_progress(tmp_path, PROGRESS)
+    keyboard, screen = os.openpty()
+    os.write(keyboard, b"r\ns\n")
+    with open(screen) as terminal, open(keyboard), pytest.raises(TinsmithError, match="'raise'"):
+        begin(tmp_path, "other", "ask", terminal)
+    assert "[r]esume" not in capsys.readouterr().err
 
 
 def test_an_unreadable_progress_file_says_what_to_delete(tmp_path: Path):
-    (tmp_path / "progress.json").write_text('{"next_step": 4')
+    (tmp_path / "progress.json").write_text('{"saved": [4')
     with pytest.raises(TinsmithError, match=r"progress\.json.*delete"):
-        read_progress(tmp_path, "f")
+        begin(tmp_path, "f", "resume")
 
 
 def test_the_fingerprint_depends_on_settings_and_on_every_input(tmp_path: Path):
@@ -65,23 +121,6 @@ def test_the_fingerprint_depends_on_settings_and_on_every_input(tmp_path: Path):
     assert fingerprint("others", [file]) != before
     file.write_text("two")
     assert fingerprint("settings", [file]) != before
-
-
-@pytest.mark.parametrize(("steps", "num_saves"), [(100, 10), (30, 10), (25, 8), (5, 5), (1, 1)])
-def test_auto_saves_about_ten_times_a_stage(steps: int, num_saves: int):
-    stage = Supervised(kind="supervised", steps=steps)
-    assert sum(is_save_due(stage, step, 60) for step in range(steps)) == num_saves
-
-
-def test_a_number_saves_after_that_many_steps():
-    stage = Supervised(kind="supervised", steps=10, save_every=4)
-    assert [step for step in range(10) if is_save_due(stage, step, 3600)] == [3, 7]
-
-
-def test_auto_saves_after_a_quarter_of_an_hour_at_the_latest():
-    stage = Supervised(kind="supervised", steps=1000)
-    assert not is_save_due(stage, 7, 899)
-    assert is_save_due(stage, 7, 900)
 
 
 def test_a_step_file_holds_tokens_text_logprobs_rewards_and_advantages(tmp_path: Path):

@@ -1,5 +1,6 @@
 """The config: its schema, and the check that every entry point runs before any work starts."""
 
+from tinsmith.config.checkpoints import Checkpoints
 from tinsmith.config.checks import check, check_section, load
 from tinsmith.config.monitors import DEFAULT_MONITORS, Monitor
 from tinsmith.config.paradigms import (
@@ -62,6 +63,7 @@ __all__ = [
     "ArithmeticData",
     "ArithmeticTask",
     "Backend",
+    "Checkpoints",
     "Config",
     "ConstrainedTask",
     "Container",

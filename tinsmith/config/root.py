@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from tinsmith.config.checkpoints import Checkpoints
 from tinsmith.config.monitors import DEFAULT_MONITORS, Monitor
 from tinsmith.config.paradigms import Debate, Paradigm
 from tinsmith.config.resources import Resources
@@ -40,6 +41,7 @@ class Config(Section):
     lora: Lora = Lora()
     stages: tuple[Stage, ...] = Field(min_length=1)
     monitors: tuple[Monitor, ...] = DEFAULT_MONITORS
+    checkpoints: Checkpoints = Checkpoints()
     evaluation: Evaluation = Evaluation()
     container: Annotated[Container, BeforeValidator(use_what_is_described)] = Container()
     resources: Resources = Resources()
@@ -138,11 +140,15 @@ class Config(Section):
             reason = refusal(self.data.digits, self.data.operations)
             if reason is not None:
                 raise ValueError(reason)
-        most = max(self.evaluation.num_problems, *(s.eval_problems for s in self.stages))
-        if most > self.data.held_out:
+        evaluated, validating = (
+            self.evaluation.num_problems,
+            max(stage.eval_problems for stage in self.stages),
+        )
+        if evaluated + validating > self.data.held_out:
             raise ValueError(
-                f"evaluation.num_problems and eval_problems must be at most data.held_out ="
-                f" {self.data.held_out}, got {most}"
+                "evaluation.num_problems + eval_problems of a stage must be at most data.held_out ="
+                f" {self.data.held_out}, because what validates a stage while it trains is no part"
+                f" of its evaluation, got {evaluated} + {validating}"
             )
         return self
 

@@ -1,9 +1,9 @@
 """What one job of a rule depends on: the part of the config that goes on its command line.
 
 A job's settings hold nothing else, so that changing a key re-plans the jobs that depend on it and
-no other. `backend.threads`, `backend.gpus`, `backend.url` and `monitors` say how and where a job
-runs and not what it computes; they travel as Snakemake's threads and resources and as a flag of
-their own instead.
+no other. `backend.threads`, `backend.gpus`, `backend.url`, `monitors` and `checkpoints` say how and
+where a job runs and not what it computes; they travel as Snakemake's threads and resources and as
+flags of their own instead.
 """
 
 from typing import Any

@@ -83,7 +83,7 @@ def accuracy_chart(results: Results) -> str:
 def curves_chart(results: Results, stage: str) -> str:
     """The curves of one stage: a thin line for each seed, a thick one for their mean."""
     known = [(key, title) for key, title in CURVES if _has(results, stage, key)]
-    panels = [("heldout_accuracy", "Held-out accuracy"), *known]
+    panels = [("validation_accuracy", "Validation accuracy"), *known]
     num_rows = -(-len(panels) // 3)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9.2, 1.95 * num_rows), layout="constrained")
@@ -140,10 +140,10 @@ def _draw_curve(axes: Axes, results: Results, stage: str, key: str) -> None:
             axes.plot(*_unzip(line), color=colour, linewidth=0.9, alpha=0.4)
         shared = sorted(set.intersection(*(set(line) for line in lines)))
         means = [fmean(line[step] for line in lines) for step in shared]
-        marker = "o" if key == "heldout_accuracy" or len(shared) < 2 else None
+        marker = "o" if key == "validation_accuracy" or len(shared) < 2 else None
         axes.plot(shared, means, color=colour, linewidth=1.8, marker=marker, markersize=4)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if key in ("heldout_accuracy", "share_zero_variance"):
+    if key in ("validation_accuracy", "share_zero_variance"):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     for bound in _bounds(results, key):
         axes.axhline(bound, color=FAINT, linewidth=0.8, linestyle=(0, (3, 3)))

@@ -76,15 +76,17 @@ def is_evaluation_due(options: config.Stage, step: int) -> bool:
     return (step + 1) % options.eval_every == 0 or step + 1 == options.steps
 
 
-def heldout_accuracy(
+def validation_accuracy(
     context: StageContext, options: config.Stage, client: tinker.SamplingClient
 ) -> float:
-    """The share of right answers on the first held-out problems, one sample each at temperature 1.
+    """The share of right answers on the last held-out problems, one sample each at temperature 1.
 
-    The seeds are the same at every step, so that two points of the curve differ by their weights.
+    They validate: the report's evaluation takes the first ones, so that a checkpoint chosen by this
+    figure was not chosen by what it is reported on. The seeds are the same at every step, so that
+    two points of the curve differ by their weights.
     """
     sampler = Sampler(client, context.task.chat, options.max_tokens)
-    problems = context.heldout[: options.eval_problems]
+    problems = context.heldout[-options.eval_problems :]
     groups = context.play_heldout(sampler, problems)
     return float(
         np.mean([reward.is_right for g in groups for reward in g.rollouts[0].rewards.values()])

@@ -20,7 +20,7 @@ from tinsmith.rollouts import (
     verdicts_P_G,
 )
 from tinsmith.stages.ahead import batches_ahead
-from tinsmith.stages.context import StageContext, heldout_accuracy, is_evaluation_due
+from tinsmith.stages.context import StageContext, is_evaluation_due, validation_accuracy
 from tinsmith.stages.corrections import corrected
 from tinsmith.stages.policy import Batch, update_policy
 from tinsmith.types import Group, Sample, StepRecord
@@ -49,7 +49,9 @@ def train(options: config.Grpo, context: StageContext, first_step: int) -> Itera
                 trained = updated.samples[: len(batch.trained)]
                 metrics["share_clipped"] = share_clipped(trained, options.loss, *bounds.values())
             if is_evaluation_due(options, step):
-                metrics["heldout_accuracy"] = heldout_accuracy(context, options, sampling_client)
+                metrics["validation_accuracy"] = validation_accuracy(
+                    context, options, sampling_client
+                )
             yield StepRecord(step, metrics, updated.samples)
 
 

@@ -16,7 +16,7 @@ from tinsmith.rollouts import (
     samples_of_others,
     verdicts_P_G,
 )
-from tinsmith.stages.context import StageContext, heldout_accuracy, is_evaluation_due
+from tinsmith.stages.context import StageContext, is_evaluation_due, validation_accuracy
 from tinsmith.stages.policy import Batch, update_policy
 from tinsmith.types import Group, Sample, StepRecord
 
@@ -44,7 +44,7 @@ def train(
 
         metrics = updated.metrics
         if is_evaluation_due(options, step):
-            metrics["heldout_accuracy"] = heldout_accuracy(context, options, sampling_client)
+            metrics["validation_accuracy"] = validation_accuracy(context, options, sampling_client)
         yield StepRecord(step, metrics, updated.samples)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from tinsmith import config
 from tinsmith.datums import cross_entropy_datum, with_trainer_logprobs
 from tinsmith.metrics import completion_length_mean, training_metrics
-from tinsmith.stages.context import StageContext, heldout_accuracy, is_evaluation_due
+from tinsmith.stages.context import StageContext, is_evaluation_due, validation_accuracy
 from tinsmith.types import Completion, Problem, Sample, StepRecord, Turn
 
 SPEAKER = "reference"
@@ -33,7 +33,7 @@ def train(
         metrics["tokens_per_s"] = metrics["num_trained_tokens"] / (time.monotonic() - started_s)
         if is_evaluation_due(options, step):
             sampling_client = client.save_weights_and_get_sampling_client().result()
-            metrics["heldout_accuracy"] = heldout_accuracy(context, options, sampling_client)
+            metrics["validation_accuracy"] = validation_accuracy(context, options, sampling_client)
         yield StepRecord(step, metrics, tuple(samples))
 
 

@@ -1,0 +1,158 @@
+"""What a stage left to be used: final_checkpoint_info.json, and its summary on the terminal."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinsmith import config
+from tinsmith.chat import Chat
+from tinsmith.checkpoints import Checkpoint
+from tinsmith.progress import Saved
+from tinsmith.stages import StageContext
+
+MAX_SHOWN = 60
+INFERENCE = """\
+import tinker
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({tokenizer})
+{asking}
+params = tinker.SamplingParams(max_tokens={max_tokens}, temperature=0.0, stop={stop})
+with tinker.ServiceClient() as service:
+    client = service.create_sampling_client(model_path={sampler}).result()
+    asked = tinker.ModelInput.from_ints(list(prompt))
+    answer = client.sample(asked, num_samples=1, sampling_params=params).result().sequences[0]
+print(tokenizer.decode(answer.tokens, skip_special_tokens=True))
+"""
+RESUMING = """\
+import tinker
+
+tokens = {prompt}  # an example: {question}
+datum = tinker.Datum(
+    model_input=tinker.ModelInput.from_ints(tokens[:-1]),
+    loss_fn_inputs={{"target_tokens": tokens[1:], "weights": [1.0] * (len(tokens) - 1)}},
+)
+with tinker.ServiceClient() as service:
+    # With its optimizer; create_training_client_from_state takes the weights alone.
+    client = service.create_training_client_from_state_with_optimizer({state}).result()
+    loss = client.forward_backward([datum], "cross_entropy")
+    step = client.optim_step(tinker.AdamParams(learning_rate={learning_rate}))
+    print(loss.result().metrics, step.result().metrics)
+    print(client.save_state("continued").result().path)
+"""
+
+
+def describe_final(
+    checkpoint: Checkpoint,
+    saved: Sequence[Saved],
+    settings: config.TrainSettings,
+    backend: config.Backend,
+    model: Path,
+    context: StageContext,
+) -> dict[str, Any]:
+    """The content of final_checkpoint_info.json; the programs in it ask the first problem of the
+    context as its task asks it."""
+    paths = checkpoint.checkpoints
+    problem = context.problems[0]
+    question, prompt = context.task.question(problem), list(context.task.prompt(problem))
+    resuming = RESUMING.format(
+        prompt=prompt,
+        question=_literal(question[:MAX_SHOWN]),
+        state=_literal(paths.state),
+        learning_rate=context.learning_rate,
+    )
+    return {
+        "model_id": checkpoint.model_id,
+        "base_model": checkpoint.base_model,
+        "lora_rank": checkpoint.lora_rank,
+        "stage": checkpoint.stage,
+        "run": checkpoint.run,
+        "step": checkpoint.step,
+        "checkpoints": {"final_state": paths.state, "sampler_weights": paths.sampler},
+        "best": _best(saved, settings.stage.eval_problems),
+        "usage": {
+            "inference": _inference(checkpoint, settings, model, question, prompt),
+            "resuming": resuming,
+            "command": _command(backend, model, checkpoint.base_model),
+        },
+    }
+
+
+def summary(info: dict[str, Any], files: Mapping[str, Path]) -> str:
+    """Where the checkpoints are and how to use them, a line each; `files` are the stage's outputs
+    by name."""
+    checkpoints, best = info["checkpoints"], info["best"]
+    rows = {
+        "state": f"{checkpoints['final_state']} (to train on from)",
+        "sampler": f"{checkpoints['sampler_weights']} (to sample)",
+        "adapter": f"{files['weights']} (for PEFT)",
+    }
+    if best is not None:
+        accuracy = f"{best['validation_accuracy']:.3f} on {best['num_problems']} problems"
+        rows["best"] = f"{best['state']} (step {best['step']}: {accuracy})"
+    rows["all"] = str(files["saved"])
+    rows["to use"] = f"the programs in {files['info']}, by: {info['usage']['command']}"
+    lines = [f"  {name:<8} {value}" for name, value in rows.items()]
+    return "\n".join([f"stage {info['stage']} is done, {info['step']} steps", *lines])
+
+
+def _best(saved: Sequence[Saved], num_problems: int) -> dict[str, Any] | None:
+    for one in saved:
+        if one.is_best:
+            return {
+                "step": one.step,
+                "state": one.state,
+                "sampler_weights": one.sampler,
+                "validation_accuracy": one.validation_accuracy,
+                "num_problems": num_problems,
+                "problems": "the last held-out ones, none of which the evaluation of a stage uses",
+            }
+    return None
+
+
+def _inference(
+    checkpoint: Checkpoint,
+    settings: config.TrainSettings,
+    model: Path,
+    question: str,
+    prompt: list[int],
+) -> str:
+    """A program that asks; in words where these make the prompt, else in the task's own tokens."""
+    chat = Chat.load(model)
+    system_prompt = getattr(settings.task, "system_prompt", None)
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    messages = [*system, {"role": "user", "content": question}]
+    if chat.has_template and list(chat.prompt(question, system_prompt)) == prompt:
+        asking = (
+            f"messages = {_literal(messages)}\n"
+            "prompt = tokenizer.apply_chat_template(\n"
+            "    messages, tokenize=True, add_generation_prompt=True, return_dict=False\n)"
+        )
+    else:
+        asking = f"prompt = {prompt}  # {_literal(question[:MAX_SHOWN])}"
+    return INFERENCE.format(
+        tokenizer=_literal(str(model.resolve())),
+        asking=asking,
+        max_tokens=settings.stage.max_tokens,
+        stop=list(chat.stop_token_ids),
+        sampler=_literal(checkpoint.checkpoints.sampler),
+    )
+
+
+def _command(backend: config.Backend, model: Path, name: str) -> str:
+    """How to run one of the programs, saved as program.py."""
+    if backend.kind == "hosted":
+        return "TINKER_API_KEY=... python program.py"
+    if backend.kind == "remote":
+        return f"TINKER_BASE_URL={backend.url} TINKER_API_KEY=... python program.py"
+    served = shlex.quote(f"{name}={model}")
+    return (
+        f"tinsmith run --model {served} --store {shlex.quote(backend.store)} -- python program.py"
+    )
+
+
+def _literal(value: Any) -> str:
+    """Text, or a list or dict of texts, as Python writes it, on one line."""
+    return json.dumps(value, ensure_ascii=False)
