@@ -6,6 +6,8 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Environments are installed side by side: pip keeps one core busy, and waits much of the time.
+MAKEFLAGS += --jobs=3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 CODE := tinsmith scripts tests benchmarks
 COOKBOOK := .venvs/cookbook
