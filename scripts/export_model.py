@@ -102,8 +102,8 @@ def _show(run: Path, stages: Sequence[TrainedStage]) -> None:
 def _gguf_advice(args: argparse.Namespace) -> str:
     merged = args.merged or "MERGED"
     return (
-        "--gguf: no maintained package converts a model to GGUF, so this program does not; write"
-        f" the merged model (--merged {merged}), then run llama.cpp's own converter on it:"
+        "--gguf: llama.cpp's makers release its converter as a script and not as a package, so this"
+        f" program does not convert; write the merged model (--merged {merged}), then run it:"
         f" python llama.cpp/convert_hf_to_gguf.py {merged} --outfile {args.gguf}"
     )
 
