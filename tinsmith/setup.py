@@ -15,9 +15,13 @@ from packaging.version import Version
 from tinsmith.config import SetupSettings
 from tinsmith.errors import TinsmithError
 from tinsmith.metadata import accelerators
-from tinsmith.remote import check_remote
+from tinsmith.remote import check_hosted, check_remote
+from tinsmith.trackers import check_trackers
 
 MIN_FREE_BYTES = 1 << 30
+# What is said of the backend for jobs that use the hosted service too, their export's check above
+# all.
+ALSO_HOSTED = {f"backend.{key}" for key in ("kind", "device", "dtype", "threads", "gpus")}
 
 
 def check_setup(
@@ -29,11 +33,9 @@ def check_setup(
     """
     kinds = settings.kinds
     other_versions = check_packages(pins.read_text(encoding="utf-8"))
-    if "hosted" in kinds and not os.environ.get("TINKER_API_KEY"):
-        raise TinsmithError(
-            "TINKER_API_KEY must be set for backend.kind 'hosted', the hosted service; set it, or"
-            " choose backend.kind: local (config.yaml: backend.kind, or TINKER_BACKEND)"
-        )
+    if "hosted" in kinds:
+        check_hosted(settings.hosted_models)
+    check_trackers(settings.trackers)
     for url in urls:
         check_remote(url.rstrip("/"))
     free_bytes = shutil.disk_usage(".").free
@@ -52,6 +54,15 @@ def check_setup(
         "torch_cuda": torch_cuda,
         "free_bytes": free_bytes,
     }
+
+
+def without_effect(settings: SetupSettings) -> list[str]:
+    """The settings of the local backend that somebody made, where the hosted service is used."""
+    if settings.kinds != ("hosted",):
+        return []
+    told = settings.settings.items()
+    made = [key for key, value in told if not value.endswith("(default)")]
+    return [key for key in made if key.startswith("backend.") and key not in ALSO_HOSTED]
 
 
 def check_packages(pins: str) -> dict[str, dict[str, str]]:

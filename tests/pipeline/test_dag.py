@@ -104,6 +104,12 @@ def test_what_is_watched_is_no_reason_to_train_again(replan: Callable[..., set[s
     assert replan(monitors=[{"metric": "kl_nats", "above": 0.5}]) == {"write_report"}
 
 
+def test_where_metrics_are_shown_is_no_reason_to_train_again(
+    replan: Callable[..., set[str]],
+) -> None:
+    assert replan(trackers=[{"kind": "tensorboard"}]) == {"check_setup", "write_report"}
+
+
 def test_what_is_watched_stands_in_the_command_that_trains(tmp_path: Path) -> None:
     values = config(monitors=[{"metric": "kl_nats", "above": 0.5}])
     said = Workflow(tmp_path, values, stand_ins=True).plan("--printshellcmds")
@@ -236,6 +242,8 @@ def make_model(folder: Path) -> Path:
         (config(model={"kind": "path", "path": "no"}), "model directory no must exist"),
         (config(model={"kind": "path", "path": "bare"}), "bare must hold its weights as safetens"),
         (config(data={"kind": "file", "path": "no.csv", "held_out": 500}), "got 'no.csv'"),
+        (config(trackers=2 * [{"kind": "trackio"}]), "trackers[1].kind must be unique"),
+        (config(trackers=[{"kind": "wandb"}], container=True), "left out with container"),
         (config(task={"kind": "nowhere:Task"}), "No module named 'nowhere'"),
         (config(task={"kind": "mine:Tusk"}), "has no class 'Tusk'; it has Task"),
         (config(task={"kind": "mine:Task"}), "must have the method question"),

@@ -13,7 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.conftest import require_trackers
 from tinsmith.checkpoints import Checkpoint, weights_sha256
+from tinsmith.trackers import PYTHON
 
 STEPS = 8
 SUPERVISED = {"kind": "supervised", "steps": 12, "batch_size": 8, "learning_rate": 0.01}
@@ -139,6 +141,8 @@ def ended(folder: Path, llama_dir: Path) -> Ended:
         command(folder, llama_dir, GRPO, name, previous, DEBATE) for name in ("straight", "killed")
     )
     subprocess.run(straight, check=True)
+    if PYTHON.is_file():
+        killed += ["--trackers", '{"trackers": [{"kind": "tensorboard"}]}']
     work = folder / "work" / "killed"
     kill_after(killed, work / "progress.json", 4)
     snapshots = json.loads((work / "progress.json").read_text())["snapshots"]
@@ -167,6 +171,18 @@ def test_a_killed_stage_goes_on_and_ends_as_if_it_had_not_been_killed(ended: End
 def test_a_stage_that_is_told_to_stop_ends_its_step_and_saves(ended: Ended) -> None:
     assert ended.told_after in (5, 6)
     assert ended.next_step == ended.told_after + 1
+
+
+def test_a_stage_that_was_killed_and_stopped_shows_every_step_once(ended: Ended) -> None:
+    require_trackers()
+    reader = Path(__file__).parents[1] / "read_trackers.py"
+    said = subprocess.check_output([PYTHON, reader, ended.killed])
+    rows = metrics(ended.killed / "metrics.jsonl")
+    shown = json.loads(said)["tensorboard"]
+    assert [step for step, _ in shown["loss"]] == list(range(STEPS))
+    assert [loss for _, loss in shown["loss"]] == pytest.approx([row["loss"] for row in rows])
+    names = {name for row in rows for name in row} - {"step"}
+    assert set(shown) == names | {"tokens_per_s"}
 
 
 def test_stages_side_by_side_never_share_a_gpu(

@@ -46,6 +46,9 @@ PLACES = {
     "huggingface_hub": ("hub.py", "model_card.py", "backend/vllm_worker/"),
     "snakemake": (),
     "vllm": ("backend/vllm_worker/",),
+    "wandb": ("tracker_worker/",),
+    "tensorboardX": ("tracker_worker/",),
+    "trackio": ("tracker_worker/",),
 }
 
 

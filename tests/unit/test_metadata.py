@@ -105,11 +105,12 @@ def test_a_killed_job_cleans_up_and_records_nothing(tmp_path: Path) -> None:
 
 
 def test_variables_that_may_hold_a_secret_are_masked() -> None:
-    environment = {"HF_TOKEN": "a", "TINKER_API_KEY": "b", "HF_HOME": "c", "PATH": "d"}
-    assert recorded_environment(environment) == {
+    secret = {"HF_TOKEN": "a", "TINKER_API_KEY": "b", "WANDB_API_KEY": "e"}
+    assert recorded_environment(secret | {"HF_HOME": "c", "PATH": "d"}) == {
         "HF_HOME": "c",
         "HF_TOKEN": "***",
         "TINKER_API_KEY": "***",
+        "WANDB_API_KEY": "***",
     }
 
 

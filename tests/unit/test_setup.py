@@ -6,7 +6,7 @@ import pytest
 
 from tinsmith.config import SetupSettings
 from tinsmith.errors import TinsmithError
-from tinsmith.setup import check_accelerator, check_packages, check_setup
+from tinsmith.setup import check_accelerator, check_packages, check_setup, without_effect
 
 HOSTED = SetupSettings(kinds=("hosted",), devices=())
 PINS = Path(__file__).parents[2] / "envs" / "engine.txt"
@@ -32,8 +32,14 @@ def test_the_hosted_service_needs_its_key(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("TINKER_API_KEY", raising=False)
     with pytest.raises(TinsmithError, match="TINKER_API_KEY must be set"):
         check_setup(HOSTED, 0, (), PINS)
-    monkeypatch.setenv("TINKER_API_KEY", "tml-test")
-    assert check_setup(HOSTED, 0, (), PINS)["torch_cuda"] is None
+
+
+def test_settings_that_the_hosted_service_does_not_get_are_named() -> None:
+    told = {"backend.min_p": "0.5 (TINKER_LOCAL_MIN_P)", "backend.seed": "0 (default)"}
+    told |= {"backend.dtype": "bfloat16 (config.yaml)", "model": "x (config.yaml)"}
+    assert without_effect(HOSTED.model_copy(update={"settings": told})) == ["backend.min_p"]
+    local = SetupSettings(kinds=("local",), devices=(), settings=told)
+    assert without_effect(local) == []
 
 
 def test_a_gpu_that_torch_cannot_use_is_an_error_and_not_a_slow_run() -> None:

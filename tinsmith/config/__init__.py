@@ -45,6 +45,7 @@ from tinsmith.config.settings import (
     MonitorSettings,
     ReportSettings,
     SetupSettings,
+    TrackerSettings,
     TrainSettings,
 )
 from tinsmith.config.stages import Grpo, Rejection, SamplingStage, Stage, Supervised
@@ -57,6 +58,7 @@ from tinsmith.config.tasks import (
     SummaryTask,
     Task,
 )
+from tinsmith.config.trackers import TensorBoard, Tracker, Trackio, Wandb
 
 __all__ = [
     "DEFAULT_MONITORS",
@@ -109,10 +111,15 @@ __all__ = [
     "Supervised",
     "TableData",
     "Task",
+    "TensorBoard",
     "TinyModel",
+    "Tracker",
+    "TrackerSettings",
+    "Trackio",
     "TrainSettings",
     "UserClass",
     "UserParadigm",
+    "Wandb",
     "check",
     "check_section",
     "load",

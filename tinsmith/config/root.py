@@ -25,6 +25,7 @@ from tinsmith.config.sections import (
 )
 from tinsmith.config.stages import Grpo, Rejection, Stage
 from tinsmith.config.tasks import ConstrainedTask, QaTask, SummaryTask, Task
+from tinsmith.config.trackers import Tracker
 from tinsmith.tiny.limits import refusal
 
 RESERVED_NAMES = ("base", "export")
@@ -42,6 +43,7 @@ class Config(Section):
     stages: tuple[Stage, ...] = Field(min_length=1)
     monitors: tuple[Monitor, ...] = DEFAULT_MONITORS
     checkpoints: Checkpoints = Checkpoints()
+    trackers: tuple[Tracker, ...] = ()
     evaluation: Evaluation = Evaluation()
     container: Annotated[Container, BeforeValidator(use_what_is_described)] = Container()
     resources: Resources = Resources()
@@ -71,6 +73,19 @@ class Config(Section):
     def _seeds_are_distinct(self) -> "Config":
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be distinct and not negative, got {list(self.seeds)}")
+        return self
+
+    @model_validator(mode="after")
+    def _trackers_are_distinct(self) -> "Config":
+        kinds = [tracker.kind for tracker in self.trackers]
+        for index, kind in enumerate(kinds):
+            if kind in kinds[:index]:
+                raise ValueError(f"trackers[{index}].kind must be unique, got {kind!r} twice")
+        if kinds and self.container.use:
+            raise ValueError(
+                "trackers must be left out with container, whose images hold none of them, got"
+                f" {', '.join(kinds)}"
+            )
         return self
 
     @model_validator(mode="after")

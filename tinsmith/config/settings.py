@@ -1,9 +1,9 @@
 """What one job of a rule depends on: the part of the config that goes on its command line.
 
 A job's settings hold nothing else, so that changing a key re-plans the jobs that depend on it and
-no other. `backend.threads`, `backend.gpus`, `backend.url`, `monitors` and `checkpoints` say how and
-where a job runs and not what it computes; they travel as Snakemake's threads and resources and as
-flags of their own instead.
+no other. `backend.threads`, `backend.gpus`, `backend.url`, `monitors`, `checkpoints` and `trackers`
+say how and where a job runs and not what it computes; they travel as Snakemake's threads and
+resources and as flags of their own instead.
 """
 
 from typing import Any
@@ -24,6 +24,7 @@ from tinsmith.config.sections import (
 )
 from tinsmith.config.stages import Stage
 from tinsmith.config.tasks import Task
+from tinsmith.config.trackers import Tracker
 
 
 class SetupSettings(Section):
@@ -31,6 +32,8 @@ class SetupSettings(Section):
 
     kinds: tuple[str, ...]
     devices: tuple[str, ...]
+    hosted_models: tuple[str, ...] = ()
+    trackers: tuple[Tracker, ...] = ()
     settings: dict[str, str] = Field(default_factory=dict)
 
 
@@ -65,6 +68,12 @@ class MonitorSettings(Section):
     """For scripts.train, beside its settings: what is watched changes nothing that is trained."""
 
     monitors: tuple[Monitor, ...] = DEFAULT_MONITORS
+
+
+class TrackerSettings(Section):
+    """For scripts.train, beside its settings, for the same reason."""
+
+    trackers: tuple[Tracker, ...] = ()
 
 
 class EvaluateSettings(Section):
