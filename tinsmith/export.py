@@ -42,12 +42,14 @@ class Agreement:
 
 
 def backend_precision(backend: config.Backend) -> Precision:
-    """What `auto` means to the local backend: bfloat16 on a GPU, float32 on the CPU."""
+    """What `auto` means to the local backend: bfloat16 on a GPU, float32 on the CPU. The hosted
+    service is compared in bfloat16, wherever it is compared."""
     has_gpu = torch.cuda.is_available()
     device = ("cuda" if has_gpu else "cpu") if backend.device == "auto" else backend.device
-    if backend.dtype == "auto":
-        return Precision(device, torch.float32 if device == "cpu" else torch.bfloat16)
-    return Precision(device, getattr(torch, backend.dtype))
+    if backend.dtype != "auto":
+        return Precision(device, getattr(torch, backend.dtype))
+    is_exact = device == "cpu" and backend.kind != "hosted"
+    return Precision(device, torch.float32 if is_exact else torch.bfloat16)
 
 
 def write_adapter(weights: Path, target: Path, base_model: str, card: str) -> None:

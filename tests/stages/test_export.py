@@ -12,8 +12,16 @@ from safetensors.torch import load_file, save_file
 
 from tests.stages.test_stages import SUPERVISED, train
 from tinsmith.checkpoints import fetch_weights
+from tinsmith.config import Backend
 from tinsmith.errors import TinsmithError
-from tinsmith.export import Precision, check_adapter, check_merged, write_adapter, write_merged
+from tinsmith.export import (
+    Precision,
+    backend_precision,
+    check_adapter,
+    check_merged,
+    write_adapter,
+    write_merged,
+)
 from tinsmith.stages import StageContext
 
 FLOAT32 = Precision("cpu", torch.float32)
@@ -60,6 +68,15 @@ def test_both_exports_give_the_backends_log_probabilities(exports: Exports):
     merged = check_merged(exports.merged, exports.sequences, exports.expected, FLOAT32)
     assert adapter.max_difference <= 1e-4
     assert merged.max_difference <= 1e-4
+
+
+def test_an_export_is_compared_in_the_numbers_that_its_backend_computes_in():
+    dtypes = {"local": torch.float32, "hosted": torch.bfloat16}
+    for kind, dtype in dtypes.items():
+        backend = Backend.model_validate({"kind": kind, "device": "cpu"})
+        assert backend_precision(backend) == Precision("cpu", dtype)
+        backend = Backend.model_validate({"kind": kind, "device": "cpu", "dtype": "float32"})
+        assert backend_precision(backend) == FLOAT32
 
 
 def test_an_adapter_knows_its_base_and_both_have_a_card(exports: Exports):

@@ -84,15 +84,39 @@ def test_all_faults_are_told_at_once() -> None:
     [
         config(backend={"api_key": "x"}),
         config(backend={"kind": "local", "TINKER_API_KEY": "x"}),
+        config(backend={"apiKey": "x"}),
+        config(TINKER_API_KEY="x"),
+        config(trackers=[{"kind": "wandb", "api-key": "x"}]),
+        config(task={"kind": "mine:Task", "options": {"judge": [{"hf_token": "x"}]}}),
+        config(task={"kind": "mine:Task", "options": {"a": {"Authorization": "x"}}}),
+        config(paradigm={"kind": "mine:Play", "options": {"token": "x"}}),
         config(task={"kind": "arithmetic", "system_prompt": "hf_abcdefghijklmnopqrst"}),
         config(stages=[{"kind": "supervised", "steps": 1, "name": "tml-abcdefghijklmnop"}]),
         config(task={"kind": "arithmetic", "system_prompt": "tml-local-abcdef_ghijk-lmnop"}),
+        config(task={"kind": "arithmetic", "system_prompt": "Use the key sk-abcdefghijklmno."}),
+        config(sweep={"task.system_prompt": ["a", "hf_abcdefghijklmnopqrst"]}),
+        config(backend={"url": "https://me:abcdefgh@node:8443"}),
+        config(task={"kind": "mine:Task", "options": {"a": [["Bearer abcdefgh1jklmn0pq"]]}}),
+        config(task={"kind": "mine:Task", "options": {"a": "wandb_v1_abcdefghijklmno"}}),
     ],
 )
 def test_a_secret_in_the_config_is_refused_without_repeating_it(values: dict[str, Any]) -> None:
     message = complaint(values)
     assert "secrets do not belong in the config" in message
     assert "abcdef" not in message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stop_token": "</s>", "max_tokens": 5, "key": "id", "keywords": ["secret", "password"]},
+        {"prompt": "Bearer certificates of insurance"},
+        {"prompt": "Answer task-oriented-questions; see https://example.org/a:b@c"},
+        {"monkey": "disk-defragmentation-tool", "secretary": "x", "tokenizer": "hf_fast"},
+    ],
+)
+def test_what_only_looks_a_little_like_a_secret_is_none(options: dict[str, Any]) -> None:
+    check(config(task={"kind": "mine:Task", "options": options}))
 
 
 def test_an_exponent_without_a_point_is_the_number_it_looks_like(tmp_path: Path) -> None:

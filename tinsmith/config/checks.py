@@ -16,8 +16,17 @@ from tinsmith.config.root import Config
 from tinsmith.config.sweeping import swept_values
 from tinsmith.errors import TinsmithError
 
-_SECRET_KEY = re.compile(r"(^|_)(api_?key|secret|password|access_token|hf_token)$", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"^(hf_|tml-|sk-)[\w-]{12,}$")
+_SECRET_KEY = re.compile(
+    r"(api|access|private|secret)[_-]?key$|secret$|passw(or)?d$|passphrase$|credentials?$"
+    r"|(^|access|auth|bearer|hf|hub|wandb|tinker)[_-]?token$|^authorization$",
+    re.IGNORECASE,
+)
+# Keys of Tinker, OpenAI, the hub, W&B, GitHub and AWS, also within a text; a header; an address
+# with a password in it.
+_SECRET_VALUE = re.compile(
+    r"(?<![\w-])(hf_|tml-|sk-|wandb_v1_|gh[opsu]_|github_pat_)[\w-]{12,}|(?<!\w)AKIA[A-Z0-9]{16}"
+    r"|\bBearer (?=[\w.-]*\d)[\w.-]{16,}|://[^/\s:@]+:[^/\s@]+@"
+)
 _EXPONENT = re.compile(r"^[+-]?\d+(\.\d+)?[eE][+-]?\d+$")
 _Checked = TypeVar("_Checked", bound=BaseModel)
 
@@ -90,13 +99,13 @@ def _refuse_secrets(value: Any, source: str, path: str) -> None:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _refuse_secrets(item, source, f"{path}[{index}]")
-    elif isinstance(value, str) and _SECRET_VALUE.match(value):
+    elif isinstance(value, str) and _SECRET_VALUE.search(value):
         raise TinsmithError(_secret_message(source, path))
 
 
 def _secret_message(source: str, path: str) -> str:
     return (
         f"{source}: {path} looks like a secret, and secrets do not belong in the config, which is"
-        " recorded with every result; set it in the environment instead (TINKER_API_KEY, HF_TOKEN)"
-        " and remove the key"
+        " recorded with every result; set it in the environment instead (TINKER_API_KEY, HF_TOKEN,"
+        " WANDB_API_KEY) and remove the key"
     )
