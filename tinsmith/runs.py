@@ -21,6 +21,7 @@ from tinsmith.config import (
     TrainSettings,
     check_section,
 )
+from tinsmith.config.settings import UNREPORTED
 from tinsmith.config.sweeping import replaced
 from tinsmith.errors import TinsmithError
 
@@ -150,7 +151,7 @@ def expand(config: Config) -> dict[str, RunConfig]:
 
 def settings_json(section: Section) -> str:
     """A job's settings for its command line; how it is scheduled is not among them."""
-    left_out = {"backend": {"threads", "gpus", "url"}, "config": {"resources", "trackers"}}
+    left_out = {"backend": {"threads", "gpus", "url"}, "config": UNREPORTED}
     return section.model_dump_json(exclude=left_out)
 
 

@@ -9,16 +9,17 @@ import sys
 import time
 from pathlib import Path
 
-from tests.cookbook.recipes import ROOT, end_of
+from tests.cookbook.recipes import end_of
+from tests.pages import DOCS, blocks_in
 
-PAGE = ROOT / "docs" / "cookbook.md"
+PAGE = DOCS / "cookbook.md"
 TIMEOUT_S = 900
 
 
 def read_page() -> tuple[str, list[str]]:
     """The page's definition of `recipe`, and the commands of its tables."""
     text = PAGE.read_text(encoding="utf-8")
-    (definition,) = re.findall(r"```\n(export .*?)```", text, re.DOTALL)
+    (definition,) = (block for block in blocks_in(PAGE, "") if block.startswith("export "))
     return definition, re.findall(r"\| `((?:recipe|tinsmith run) [^`]+)` \|$", text, re.MULTILINE)
 
 

@@ -110,10 +110,18 @@ def test_where_metrics_are_shown_is_no_reason_to_train_again(
     assert replan(trackers=[{"kind": "tensorboard"}]) == {"check_setup", "write_report"}
 
 
-def test_what_is_watched_stands_in_the_command_that_trains(tmp_path: Path) -> None:
-    values = config(monitors=[{"metric": "kl_nats", "above": 0.5}])
+def test_which_checkpoints_are_kept_is_no_reason_to_run_anything_again(
+    replan: Callable[..., set[str]],
+) -> None:
+    changed = {"keep_last": "all", "keep_best": False, "existing": "raise"}
+    assert replan(checkpoints=changed) == set()
+
+
+def test_what_is_watched_and_kept_stands_in_the_command_that_trains(tmp_path: Path) -> None:
+    values = config(monitors=[{"metric": "kl_nats", "above": 0.5}], checkpoints={"keep_last": 4})
     said = Workflow(tmp_path, values, stand_ins=True).plan("--printshellcmds")
     assert said.text.count('--monitors \'{"monitors":[{"metric":"kl_nats","above":0.5') == 3
+    assert said.text.count('--checkpoints \'{"keep_last":4,"keep_best":true,') == 3
 
 
 def test_a_changed_comment_replans_nothing_and_a_changed_pin_no_training(tmp_path: Path) -> None:

@@ -2,18 +2,14 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
-from tests.pipeline.small import CONFIG
-from tests.pipeline.workflow import Workflow, workflow_environment
+from tests.pipeline.workflow import Workflow, processes_in, workflow_environment
 from tinsmith.metadata import describe_file
 
 RUN = Path("results/seed=0")
@@ -187,72 +183,3 @@ def test_snakemakes_own_report_holds_the_page_and_the_transcripts(finished: Work
     said = finished.snakemake("--report", "dag.html")
     assert said.code == 0, said.text
     assert "report.html" in (finished.folder / "dag.html").read_text()
-
-
-def test_a_killed_stage_goes_on_where_its_last_checkpoint_stood(
-    finished: Workflow, tmp_path: Path
-) -> None:
-    model = next((finished.folder / "models").glob("tiny-*/"))
-    stage = {"kind": "supervised", "steps": 30, "batch_size": 8, "save_every": 2, "eval_every": 30}
-    config = CONFIG | {
-        "model": {"kind": "path", "path": str(model)},
-        "stages": [stage | {"eval_problems": 4}],
-    }
-    workflow = Workflow(tmp_path, config, stand_ins=False)
-    target = str(RUN / "supervised/checkpoint.json")
-    kill_training_after_a_checkpoint(workflow, target)
-    assert not (tmp_path / target).exists()
-    assert processes_in(tmp_path) == []
-
-    said = workflow.snakemake("--cores", "1", target)
-    assert said.code == 0, said.text
-    assert "stage supervised goes on at step" in said.text
-    steps = [json.loads(x)["step"] for x in (tmp_path / RUN / "supervised/metrics.jsonl").open()]
-    assert steps == list(range(30))
-
-
-def kill_training_after_a_checkpoint(workflow: Workflow, target: str) -> None:
-    """As the kernel kills a process that took too much memory: no warning, no clean-up."""
-    log = workflow.folder / "killed.log"
-    with log.open("w") as file:
-        snakemake = subprocess.Popen(
-            [sys.executable, "-m", "snakemake", "--cores", "1", target],
-            cwd=workflow.folder,
-            env=workflow_environment(),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            wait_for(lambda: list(workflow.folder.glob("work/*/*/progress.json")), log)
-            training = [
-                process
-                for process in psutil.Process(snakemake.pid).children(recursive=True)
-                if "scripts.train" in process.cmdline() and "-m" in process.cmdline()
-            ]
-            for process in training:
-                process.send_signal(signal.SIGKILL)
-            assert snakemake.wait(timeout=60) != 0
-        finally:
-            snakemake.kill()
-            snakemake.wait()
-    assert training
-    wait_for(lambda: processes_in(workflow.folder) == [], log)
-
-
-def wait_for(is_so: Any, log: Path, timeout_s: float = 240) -> None:
-    end = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.05)
-
-
-def processes_in(folder: Path) -> list[str]:
-    """The command lines of what still runs in `folder`."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
-        except psutil.Error:
-            continue
-    return found

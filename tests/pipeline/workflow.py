@@ -5,10 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -109,3 +112,23 @@ def workflow_environment() -> dict[str, str]:
     programs = str(Path(sys.executable).parent)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TINKER_")}
     return kept | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+
+
+def wait_for(is_so: Callable[[], object], log: Path, timeout_s: float = 240) -> None:
+    """Until something is so; if that takes too long, the test fails with what a log says."""
+    end = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.05)
+
+
+def processes_in(folder: Path) -> list[str]:
+    """The command lines of what still runs in `folder`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found

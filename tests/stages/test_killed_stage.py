@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.conftest import require_trackers
+from tinsmith.backend.storage.store import Store
 from tinsmith.checkpoints import Checkpoint, weights_sha256
 from tinsmith.trackers import PYTHON
 
@@ -103,6 +104,14 @@ def next_step_of(progress: Path) -> int:
     return json.loads(progress.read_text())["saved"][-1]["step"]
 
 
+def stored(folder: Path) -> set[str]:
+    """The checkpoints that the backend has."""
+    store = Store(folder / "store")
+    found = {one.path for one in store.checkpoints()}
+    store.close()
+    return found
+
+
 def warn_after(command: list[str], steps: Path, step: int) -> None:
     """Start a stage and, after a step, send SIGTERM to it and its server, as SLURM does."""
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -183,6 +192,26 @@ def test_a_stage_that_was_killed_and_stopped_shows_every_step_once(ended: Ended)
     assert [loss for _, loss in shown["loss"]] == pytest.approx([row["loss"] for row in rows])
     names = {name for row in rows for name in row} - {"step"}
     assert set(shown) == names | {"tokens_per_s"}
+
+
+def test_a_stage_that_is_to_start_again_deletes_what_it_had_saved(
+    ended: Ended, folder: Path, llama_dir: Path
+) -> None:
+    """It is the warm-up of the others, and so ends with its weights."""
+    words = command(folder, llama_dir, SUPERVISED, "again", None)
+    progress = folder / "work" / "again" / "progress.json"
+    kill_after(words, progress, 3)
+    (*_, last) = json.loads(progress.read_text())["saved"]
+    assert {last["state"], last["sampler"]} <= stored(folder)
+
+    refused = subprocess.run([*words, "--checkpoints", '{"existing": "raise"}'], check=False)
+    assert refused.returncode == 2
+    assert "checkpoints.existing is 'raise'" in (folder / "again" / "train.log").read_text()
+
+    subprocess.run([*words, "--checkpoints", '{"existing": "delete"}'], check=True)
+    assert "starting the stage" in (folder / "again" / "train.log").read_text()
+    assert weights_sha256(folder / "again/weights") == weights_sha256(folder / "warm/weights")
+    assert not {last["state"], last["sampler"]} & stored(folder)
 
 
 def test_stages_side_by_side_never_share_a_gpu(

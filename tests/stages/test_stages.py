@@ -1,17 +1,20 @@
 """Each stage on the real server: what it learns, what it records, and that it repeats itself."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import tinker
 
+from tests.stages.conftest import FirstTokenIsEven
 from tinsmith import config
 from tinsmith.checkpoints import fetch_weights
 from tinsmith.errors import TinsmithError
 from tinsmith.stages import STAGES, StageContext
-from tinsmith.types import StepRecord
+from tinsmith.stages.context import validation_accuracy
+from tinsmith.types import Problem, StepRecord
 
 MakeContext = Callable[..., StageContext]
 
@@ -78,6 +81,27 @@ def test_a_stage_records_every_step_and_its_validation_accuracy_when_due(
     evaluated = [record.step for record in records if "validation_accuracy" in record.metrics]
     assert evaluated == [2, 5]
     assert all(record.metrics["learning_rate"] == 0.01 for record in records)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembers(FirstTokenIsEven):
+    """Which problems it was asked for."""
+
+    asked: list[str] = field(default_factory=list)
+
+    def prompt(self, problem: Problem) -> tuple[int, ...]:
+        self.asked.append(problem.id)
+        return FirstTokenIsEven.prompt(self, problem)
+
+
+def test_a_stage_is_validated_on_the_last_heldout_problems(make_context: MakeContext):
+    """The evaluation takes the first."""
+    context = make_context()
+    task = Remembers(context.task.chat)
+    client = context.reference_client()
+    accuracy = validation_accuracy(replace(context, task=task), SUPERVISED, client)
+    assert task.asked == [problem.id for problem in context.heldout[-4:]]
+    assert accuracy in (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def test_supervised_raises_the_likelihood_of_the_references(make_context: MakeContext):

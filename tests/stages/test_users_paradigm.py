@@ -10,6 +10,7 @@ import pytest
 import tinker
 import yaml
 
+from tests.pages import DOCS, blocks_in
 from tests.stages.test_stages import train
 from tinsmith import config
 from tinsmith.chat import Chat
@@ -19,7 +20,7 @@ from tinsmith.paradigms import make_paradigm, put_in_training
 from tinsmith.stages import StageContext
 from tinsmith.types import StepRecord
 
-PAGE = Path(__file__).parents[2] / "docs" / "add-a-paradigm.md"
+PAGE = DOCS / "add-a-paradigm.md"
 GRPO = {
     "kind": "grpo",
     "steps": 3,
@@ -33,13 +34,13 @@ GRPO = {
 @pytest.fixture
 def section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.UserParadigm:
     """The page's second example, as a user copies it."""
-    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+    code = blocks_in(PAGE, "python")[1]
     name = re.match(r"# (\w+\.py), in the folder", code)
     assert name is not None
     (tmp_path / name[1]).write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    text = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+    text = blocks_in(PAGE, "yaml")[1]
     return config.check_section(config.UserParadigm, yaml.safe_load(text)["paradigm"], str(PAGE))
 
 

@@ -100,6 +100,10 @@ class ExportSettings(Section):
     backend: Backend
 
 
+# Sections of the config that the report neither reads nor shows: it is not written again for them.
+UNREPORTED = {"resources", "trackers", "checkpoints"}
+
+
 class ReportSettings(Section):
     """For scripts.report: all that ran, and the values that tell the runs apart."""
 

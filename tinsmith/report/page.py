@@ -8,6 +8,7 @@ import jinja2
 import yaml
 
 from tinsmith.config import ReportSettings
+from tinsmith.config.settings import UNREPORTED
 from tinsmith.files import write_text
 from tinsmith.report.charts import accuracy_chart, curves_chart
 from tinsmith.report.costs import costs_by_rule
@@ -50,7 +51,7 @@ def render(results: Results) -> str:
         data_detail=describe_data(results),
         machine=describe_machine(results),
         colours=colours,
-        config_text=yaml.safe_dump(results.config.model_dump(mode="json"), sort_keys=False),
+        config_text=_config_text(results),
         accuracy=accuracy_chart(results),
         curves={stage: curves_chart(results, stage) for stage in results.stages},
         graph=draw_graph(results.jobs, run_names, colours),
@@ -59,6 +60,11 @@ def render(results: Results) -> str:
         latest=max(results.jobs, key=lambda job: job["ended"]),
         span_s=_span_s(results),
     )
+
+
+def _config_text(results: Results) -> str:
+    values = results.config.model_dump(mode="json", exclude=UNREPORTED)
+    return yaml.safe_dump(values, sort_keys=False)
 
 
 def _environment() -> jinja2.Environment:
