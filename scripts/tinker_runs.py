@@ -20,9 +20,11 @@ import httpx
 import tinker
 
 from tinsmith.errors import TinsmithError
+from tinsmith.remote import past_proxies
 
 ACTIVE_S = 30 * 60
 RECENT_S = 24 * 3600
+TIMEOUT_S = 20.0
 PAGE = 100
 NO_CANCEL = (
     "the service at {url} has no cancel: only a Tinsmith server does. Stop the program that trains "
@@ -34,11 +36,12 @@ Row = dict[str, Any]
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = _parse(argv)
+    os.environ.update(past_proxies())
     try:
         key = os.environ.get("TINKER_API_KEY")
         if not key:
             raise TinsmithError("TINKER_API_KEY is not set; export the key of the service")
-        answer = _act(args, os.environ.get("TINKER_BASE_URL"), key)
+        answer = _act(args, os.environ.get("TINKER_BASE_URL") or None, key)
     except (TinsmithError, tinker.APIError, httpx.HTTPError, ValueError) as error:
         print(f"tinker_runs: {error}", file=sys.stderr)
         return 2
@@ -48,15 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _act(args: argparse.Namespace, url: str | None, key: str) -> Row | list[Row]:
     """What was asked for of the service at `url`, None for the SDK's own."""
-    # Named, since the SDK keeps the first service of a process for those that are not. It goes on
-    # trying for minutes where nobody answers.
+    # Named, since the SDK keeps the first service of a process for those that are not.
     connect = partial(tinker.RestClient, base_url=url, api_key=key)
+    is_tinsmith = url is not None and _is_tinsmith(url)
     if args.cancel or args.cancel_all:
-        if not url:
-            raise TinsmithError(NO_CANCEL.format(url="the SDK's own address"))
+        if url is None or not is_tinsmith:
+            raise TinsmithError(NO_CANCEL.format(url=url or "the SDK's own address"))
         with httpx.Client(base_url=url, headers={"X-API-Key": key}) as http:
-            if not _is_tinsmith(http):
-                raise TinsmithError(NO_CANCEL.format(url=url))
             return _cancel(args, http, connect)
     rest = connect()
     if args.list:
@@ -89,11 +90,10 @@ def _checkpoints(rest: tinker.RestClient, run: str) -> list[Any]:
 
 
 def _pages(fetch: Callable[[int, int], Sequence[Any]]) -> list[Any]:
+    """All that there is: to the first empty page, since a service may give fewer than asked for."""
     found: list[Any] = []
     while page := fetch(PAGE, len(found)):
         found += page
-        if len(page) < PAGE:
-            break
     return found
 
 
@@ -160,11 +160,17 @@ def _active(http: httpx.Client, rest: tinker.RestClient) -> list[str]:
     return [run for run in every if run.split(":")[0] in sessions]
 
 
-def _is_tinsmith(http: httpx.Client) -> bool:
+def _is_tinsmith(url: str) -> bool:
+    """Whether a Tinsmith server answers there. Where nobody does, the SDK would try for minutes."""
     try:
-        answer = http.get("/readyz")
+        answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=TIMEOUT_S)
         return answer.status_code in (200, 503) and bool({"models", "error"} & answer.json().keys())
-    except (httpx.HTTPError, ValueError):
+    except httpx.TransportError as error:
+        raise TinsmithError(
+            f"no service answers at TINKER_BASE_URL {url} ({error}): start it (tinsmith serve), or"
+            " correct the address"
+        ) from error
+    except (ValueError, AttributeError):  # no JSON, or no object
         return False
 
 

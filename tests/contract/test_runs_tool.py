@@ -1,16 +1,19 @@
 """`scripts.tinker_runs` on a real server: what it lists is there, what it cancels has stopped."""
 
 import json
+import os
 import re
+import threading
 import time
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tinker
 
-from scripts.tinker_runs import activity, main
+from scripts.tinker_runs import _pages, activity, main
 from tests.clients import make_datum, random_tokens, train
 from tests.in_process import KEY, Served, serving
 
@@ -82,15 +85,64 @@ def test_a_cancelled_run_stops_with_what_it_had_queued_and_others_go_on(
         assert run.model_id not in [row["cancelled"] for row in cancelled]
 
 
-def test_a_service_without_cancel_is_told_apart(
+class AnswersAll(BaseHTTPRequestHandler):
+    """A service that is none of Tinsmith's."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"status": "ok"}')
+
+
+def test_a_service_without_cancel_is_told_what_to_do_instead(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], served: Served
+):
+    with HTTPServer(("127.0.0.1", 0), AnswersAll) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        monkeypatch.setenv("TINKER_BASE_URL", f"http://127.0.0.1:{other.server_port}")
+        assert main(["--cancel", "x", "--yes"]) == 2
+        other.shutdown()
+    assert "has no cancel: only a Tinsmith server does. Stop the prog" in capsys.readouterr().err
+    monkeypatch.delenv("TINKER_BASE_URL")
+    assert main(["--cancel-all", "--yes"]) == 2
+    assert "the SDK's own address has no cancel" in capsys.readouterr().err
+
+
+def test_who_does_not_answer_and_what_key_is_missing_is_said_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], served: Served
 ):
     monkeypatch.setenv("TINKER_BASE_URL", "http://127.0.0.1:9")
-    assert main(["--cancel", "x", "--yes"]) == 2
-    assert "has no cancel" in capsys.readouterr().err
+    for words in (["--list"], ["--cancel", "x", "--yes"]):
+        assert main(words) == 2
+        assert "no service answers at TINKER_BASE_URL http://127.0.0.1:9" in capsys.readouterr().err
     monkeypatch.delenv("TINKER_API_KEY")
     assert main(["--list"]) == 2
     assert "TINKER_API_KEY is not set" in capsys.readouterr().err
+
+
+def test_a_service_that_gives_small_pages_is_listed_to_the_end():
+    """The hosted one says nowhere how many it gives at most."""
+    everything = list(range(7))
+    assert _pages(lambda limit, offset: everything[offset:][: min(limit, 3)]) == everything
+
+
+def test_what_stops_or_removes_asks_on_a_terminal(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    with served.client() as service:
+        run = service.create_lora_training_client("qwen3", rank=2, seed=1).result()
+        state = str(run.save_state("asked").result().path)
+        keyboard, screen = os.openpty()
+        with open(screen) as terminal, open(keyboard):
+            monkeypatch.setattr("sys.stdin", terminal)
+            for words in (["--delete-checkpoint", state], ["--cancel", run.model_id]):
+                os.write(keyboard, b"n\n")
+                assert main(words) == 2
+                assert "nothing was done" in capsys.readouterr().err
+            train(run, 1)
+            os.write(keyboard, b"y\n")
+            assert main(["--delete-checkpoint", state]) == 0
+        assert tool(capsys, "--checkpoints", run.model_id) == []
 
 
 def test_a_run_is_active_recent_or_idle_by_its_last_request():

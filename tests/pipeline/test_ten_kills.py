@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,10 @@ def config(model: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def started(workflow: Workflow) -> Iterator[psutil.Popen]:
+def started(workflow: Workflow) -> Iterator[subprocess.Popen[bytes]]:
     """A Snakemake call under way, in a process group of its own as a shell would give it."""
     with (workflow.folder / "said.log").open("a") as said:
-        snakemake = psutil.Popen(
+        snakemake = subprocess.Popen(
             [sys.executable, "-m", "snakemake", "--cores", "1", TARGET],
             cwd=workflow.folder,
             env=workflow_environment(),
@@ -60,10 +60,19 @@ def started(workflow: Workflow) -> Iterator[psutil.Popen]:
             snakemake.wait()
 
 
-def training(snakemake: psutil.Popen) -> list[psutil.Process]:
+def tree(snakemake: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """A call's own process and all that it has started; none once it has ended."""
+    try:
+        process = psutil.Process(snakemake.pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def training(snakemake: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The program of a stage, its shell and its server, if a stage is being trained."""
     found = []
-    for process in snakemake.children(recursive=True):
+    for process in tree(snakemake):
         try:
             words = process.cmdline()
             if "-m" in words and "scripts.train" in words:
@@ -73,7 +82,9 @@ def training(snakemake: psutil.Popen) -> list[psutil.Process]:
     return found
 
 
-def await_moment(workflow: Workflow, snakemake: psutil.Popen, num_steps: int, delay_s: float):
+def await_moment(
+    workflow: Workflow, snakemake: subprocess.Popen[bytes], num_steps: int, delay_s: float
+):
     """Until a stage has written that many steps since it was called, or is done; and then some."""
     log = workflow.folder / "said.log"
     wait_for(lambda: training(snakemake), log)
@@ -98,10 +109,11 @@ def kill(workflow: Workflow, chance: random.Random, *, whole_tree: bool) -> None
         wait_for(lambda: training(snakemake), workflow.folder / "said.log")
         victims = training(snakemake)
         if whole_tree:
-            victims = [snakemake, *snakemake.children(recursive=True)]
+            victims = tree(snakemake)
         chance.shuffle(victims)
         for victim in victims:
-            victim.send_signal(signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):  # a server ends by itself without its stage
+                victim.kill()
         assert snakemake.wait(timeout=120) != 0
     wait_for(lambda: processes_in(workflow.folder) == [], workflow.folder / "said.log")
     if whole_tree:

@@ -62,12 +62,15 @@ def test_a_resolved_config_is_itself_valid() -> None:
         (config(data={"kind": "file", "path": "a.txt", "held_out": 9}), "end in .jsonl, .csv or"),
         (config(evaluation={"num_problems": 437}), "at most data.held_out = 500, because what"),
         (config(evaluation={"num_problems": 437}), "got 437 + 64"),
-        (config(checkpoints={"keep_last": -1}), "checkpoints.keep_last must be at least 0, got -1"),
+        (config(checkpoints={"keep_last": -1}), "keep_last must be at least 0 or 'all', got -1"),
         (
             config(checkpoints={"keep_last": "every"}),
             "checkpoints.keep_last must be a whole number",
         ),
-        (config(checkpoints={"existing": "resumee"}), "checkpoints.existing must be one of resume"),
+        (
+            config(checkpoints={"existing": "resumee"}),
+            "checkpoints.existing must be 'resume', 'delete'",
+        ),
         (config(checkpoints={"keep": 3}), "checkpoints.keep is not a known key; did you mean"),
         (config(evaluation={"pass_at_k": [8]}), "evaluation.pass_at_k must not exceed"),
         (config(evaluation={"temperature": 0.0}), "samples_per_problem must be 1 at temperature 0"),
