@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from tinsmith.checkpoints import weights_sha256
 
 # Twelve starts of Snakemake, of a stage and of its server, which a busy machine takes long for.
 pytestmark = pytest.mark.timeout(1800)
-NUM_KILLS = 10
-WHOLE_TREE = (3, 7)  # of the ten: Snakemake too
+# Which stage may be killed each time, and at which of the ten Snakemake is too.
+KILLED = [*[("supervised", "grpo")] * 5, *[("grpo",)] * 5]
+WHOLE_TREE = (3, 7)
 MOST_STEPS, MOST_DELAY_S = 2, 0.15
-STEPS = {"supervised": 4, "grpo": 10}
+STEPS = {"supervised": 4, "grpo": 20}
 RUN = Path("results/seed=0")
 TARGET = str(RUN / "grpo/checkpoint.json")
 
@@ -70,13 +71,16 @@ def tree(snakemake: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return []
 
 
-def training(snakemake: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The program of a stage, its shell and its server, if a stage is being trained."""
+def training(
+    snakemake: subprocess.Popen[bytes], stages: Collection[str] = tuple(STEPS)
+) -> list[psutil.Process]:
+    """The program of one of the stages and its server, if it is being trained."""
     found = []
     for process in tree(snakemake):
         try:
             words = process.cmdline()
-            if "-m" in words and "scripts.train" in words:
+            names = [f'"name":"{stage}"' for stage in stages]
+            if "scripts.train" in words and any(name in words[4] for name in names):
                 found += [process, *process.children(recursive=True)]
         except psutil.Error:
             continue
@@ -84,11 +88,16 @@ def training(snakemake: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def await_moment(
-    workflow: Workflow, snakemake: subprocess.Popen[bytes], num_steps: int, delay_s: float
-):
-    """Until a stage has written that many steps since it was called, or is done; and then some."""
+    workflow: Workflow,
+    snakemake: subprocess.Popen[bytes],
+    stages: Collection[str],
+    num_steps: int,
+    delay_s: float,
+) -> None:
+    """Until one of the stages has written that many steps since it was called, or is done; and then
+    some."""
     log = workflow.folder / "said.log"
-    wait_for(lambda: training(snakemake), log)
+    wait_for(lambda: training(snakemake, stages), log)
     called = time.time()
 
     def written() -> int:
@@ -96,21 +105,34 @@ def await_moment(
             *workflow.folder.glob("work/*/*/steps/*"),
             *workflow.folder.glob(f"{RUN}/*/*.json"),
         ]
-        return sum(file.stat().st_mtime > called for file in files if file.exists())
+        times = []
+        for file in files:
+            with suppress(FileNotFoundError):  # a stage that is done removes its working folder
+                times.append(file.stat().st_mtime)
+        return sum(time_s > called for time_s in times)
 
     wait_for(lambda: written() >= num_steps, log)
     time.sleep(delay_s)
 
 
-def kill(workflow: Workflow, chance: random.Random, *, whole_tree: bool) -> None:
+def is_held(snakemake: subprocess.Popen[bytes]) -> bool:
+    """Hold the program of a stage where it is, so that it does not end before it is killed."""
+    for program in training(snakemake)[:1]:
+        with suppress(psutil.NoSuchProcess):
+            program.suspend()
+            return True
+    return False
+
+
+def kill(
+    workflow: Workflow, chance: random.Random, stages: Collection[str], *, whole_tree: bool
+) -> None:
     """Call Snakemake, and kill the stage that it trains at a random moment, without warning."""
     with started(workflow) as snakemake:
         num_steps, delay_s = chance.randint(0, MOST_STEPS), chance.uniform(0, MOST_DELAY_S)
-        await_moment(workflow, snakemake, num_steps, delay_s)
-        wait_for(lambda: training(snakemake), workflow.folder / "said.log")
-        victims = training(snakemake)
-        if whole_tree:
-            victims = tree(snakemake)
+        await_moment(workflow, snakemake, stages, num_steps, delay_s)
+        wait_for(lambda: is_held(snakemake), workflow.folder / "said.log")
+        victims = tree(snakemake) if whole_tree else training(snakemake)
         chance.shuffle(victims)
         for victim in victims:
             with suppress(psutil.NoSuchProcess):  # a server ends by itself without its stage
@@ -124,7 +146,7 @@ def kill(workflow: Workflow, chance: random.Random, *, whole_tree: bool) -> None
 def press_ctrl_c(workflow: Workflow) -> None:
     """Which sends SIGINT to the whole group."""
     with started(workflow) as snakemake:
-        await_moment(workflow, snakemake, 1, 0)
+        await_moment(workflow, snakemake, STEPS, 1, 0)
         assert training(snakemake)
         os.killpg(snakemake.pid, signal.SIGINT)
         assert snakemake.wait(timeout=120) != 0
@@ -149,8 +171,8 @@ def test_a_run_that_is_killed_ten_times_ends_as_one_that_was_left_alone(
     assert said.code == 0, said.text
 
     chance = random.Random(7)
-    for number in range(NUM_KILLS):
-        kill(killed, chance, whole_tree=number in WHOLE_TREE)
+    for number, stages in enumerate(KILLED):
+        kill(killed, chance, stages, whole_tree=number in WHOLE_TREE)
         assert not (killed.folder / TARGET).exists()
     press_ctrl_c(killed)
     said = killed.snakemake("--cores", "1", TARGET)
