@@ -22,7 +22,8 @@ from tinsmith.cli import KEY_VARIABLE, new_api_key
 from tinsmith.errors import TinsmithError
 
 READY = re.compile(r"^Tinsmith serves .* at http://\S+:(\d+)$", re.MULTILINE)
-POLL_S = 1.0
+# Asked of the controller so often at first, and then less and less often.
+POLL_S, MAX_POLL_S = 1.0, 10.0
 
 
 def main() -> int:
@@ -86,6 +87,7 @@ def _submit(args: argparse.Namespace, key_file: Path, options: Sequence[str]) ->
 
 def _await_ready(job: str, log: Path) -> str:
     """The server's address, once it says that it serves."""
+    wait_s, told = POLL_S, ""
     while True:
         listed = ["squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T|%B|%r"]
         said = subprocess.run(listed, capture_output=True, text=True, check=False).stdout.strip()
@@ -94,12 +96,14 @@ def _await_ready(job: str, log: Path) -> str:
         text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
         if state == "RUNNING" and (ready := READY.search(text)):
             return f"http://{node}:{ready[1]}"
-        if state == "PENDING":
+        if state == "PENDING" and reason != told:
             print(f"job {job} waits: {reason}", file=sys.stderr)
-        elif state not in ("RUNNING", "CONFIGURING", ""):
+            told = reason
+        elif state not in ("PENDING", "RUNNING", "CONFIGURING", ""):
             last = " ".join(text.strip().splitlines()[-1:]) or "it said nothing"
             raise TinsmithError(f"job {job} has ended, {state}: {last} (log: {log})")
-        time.sleep(POLL_S if state == "RUNNING" else 10 * POLL_S)
+        time.sleep(wait_s)
+        wait_s = POLL_S if state == "RUNNING" else min(MAX_POLL_S, 1.5 * wait_s)
 
 
 def _log(folder: Path, job: str) -> Path:

@@ -22,8 +22,8 @@ GPU_MODEL, NUM_GPUS = "gh200", 2
 # More than the machine may have, because the jobs of tests mostly wait.
 NUM_CORES, MEMORY_MB = 8, 64000
 START_S = 30
-# The low partition's jobs make way for the urgent one's. KillWait is what SIGTERM gives a job at
-# its time limit, GraceTime what it gives one that is preempted.
+# Jobs of the low partition make way for those of the urgent one, those of the calm one do not.
+# KillWait is what SIGTERM gives a job at its time limit, GraceTime one that is preempted.
 SLURM_CONF = """\
 ClusterName=one
 SlurmctldHost={host}(127.0.0.1)
@@ -61,6 +61,7 @@ JobRequeue=1
 GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory={memory} Gres=gpu:{model}:{gpus}
 PartitionName=low Nodes={host} Default=YES MaxTime=1-00:00:00 PriorityTier=1 GraceTime=15
+PartitionName=calm Nodes={host} MaxTime=1-00:00:00 PriorityTier=1 PreemptMode=off
 PartitionName=urgent Nodes={host} MaxTime=01:00:00 PriorityTier=10 PreemptMode=off
 """
 

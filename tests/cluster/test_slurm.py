@@ -1,84 +1,35 @@
-"""The DAG as jobs of a real SLURM: a sweep in arrays, a stage that is preempted, one that runs into
-its time limit, and a job that fails."""
+"""The DAG as jobs of a real SLURM: the whole of it, a stage alone, a sweep in arrays, a stage that
+is preempted, one that runs into its time limit, a job that fails; and a server as a job."""
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
+import tinker
+import yaml
 
-from tests.cluster.one_node import GPU_MODEL, missing, one_node_cluster
-from tests.pipeline.workflow import ROOT, Said, Workflow, workflow_environment
+from tests.clients import forward
+from tests.cluster.jobs import CHAIN, CONFIG, HELD, RUNS, STAGES, STEPS
+from tests.cluster.one_node import GPU_MODEL, NUM_GPUS, missing, one_node_cluster
+from tests.cluster.started import PLUGIN, Started, call, output
+from tests.pipeline.workflow import ROOT, Said, Workflow
 from tinsmith.checkpoints import weights_sha256
 
-PLUGIN = ROOT / ".venvs" / "slurm"
 pytestmark = [
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
     pytest.mark.skipif(not PLUGIN.is_dir(), reason="`make test` installs the plugin for SLURM"),
     pytest.mark.timeout(1800),
 ]
-STEPS = 24
-# The user's own code stands still in the midst of a stage, as long as a file is there.
-HELD = '''
-import time
-from pathlib import Path
-
-from tinsmith.types import Reward
-
-
-class Held:
-    """The number alone is right; run `name` is slow or stands still while files say so."""
-
-    def __init__(self, chat, *, name="none"):
-        self.chat, self.name = chat, name
-
-    def question(self, problem):
-        return problem.question
-
-    def prompt(self, problem):
-        return self.chat.prompt(problem.question)
-
-    def reference(self, problem):
-        steps = Path("work").glob(f"*name-{self.name}/supervised-*/steps/*")
-        if Path(f"slow-{self.name}").exists() and any(steps):
-            time.sleep(0.1)
-        while Path(f"hold-{self.name}").exists():
-            time.sleep(0.1)
-        return self.chat.reply(problem.answer)
-
-    def reward(self, problem, completion):
-        is_right = completion.text == problem.answer
-        return Reward(float(is_right), {"right": float(is_right)}, is_right)
-'''
-SMALL = {"eval_problems": 4, "eval_every": 100, "max_tokens": 8}
-CONFIG: dict[str, Any] = {
-    "model": {"kind": "tiny", "hidden_size": 64, "pretrain_steps": 120},
-    "backend": {"device": "cpu", "gpus": 1},
-    "data": {"kind": "arithmetic", "digits": 1, "num_problems": 100, "held_out": 30},
-    "task": {"kind": "held:Held"},
-    "lora": {"rank": 4},
-    "stages": [
-        {"kind": "supervised", "steps": STEPS, "batch_size": 8, "save_every": 5} | SMALL,
-        {"kind": "grpo", "steps": 2, "problems_per_step": 8, "samples_per_problem": 4} | SMALL,
-    ],
-    "evaluation": {
-        "num_problems": 10,
-        "samples_per_problem": 2,
-        "max_tokens": 8,
-        "pass_at_k": [1, 2],
-    },
-    "sweep": {"task.options": [{"name": "a"}, {"name": "b"}]},
-    "resources": {"gpu_model": GPU_MODEL},
-}
-RUNS = ("seed=0+task.options=name-a", "seed=0+task.options=name-b")
-# Of the profile, only what suits clusters that are slow to ask and stages that take hours.
-ARGUMENTS = ["--profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks", "1"]
 # With the wait for an array's first task that docs/slurm.md speaks of.
 AS_ARRAYS = ["--slurm-array-jobs", "all", "--keep-incomplete", "--latency-wait", "600"]
 
@@ -89,36 +40,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-class Started:
-    """A Snakemake call under way."""
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain of three stages: one of them called for alone, then everything."""
 
-    def __init__(self, workflow: Workflow, *arguments: str) -> None:
-        self.folder = workflow.folder
-        self._output = (workflow.folder / "said.log").open("w+")
-        environment = workflow_environment()
-        paths = [str(PLUGIN), environment.get("PYTHONPATH", "")]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "snakemake", *ARGUMENTS, *arguments],
-            cwd=workflow.folder,
-            env=environment | {"PYTHONPATH": ":".join(filter(None, paths))},
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-        )
-
-    def wait_for(self, is_so: Callable[[], object]) -> None:
-        while not is_so():
-            assert self._process.poll() is None, self.said().text
-            time.sleep(0.1)
-
-    def said(self) -> Said:
-        code = self._process.wait()
-        self._output.seek(0)
-        return Said(code, self._output.read())
+    folder: Path
+    check: Said
+    one: Said
+    made_by_one: set[str]
+    everything: Said
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The swept workflow, what it said, and the states that were seen of its jobs of SLURM."""
+    """The swept stage, what it said, and the states that were seen of its jobs of SLURM."""
 
     folder: Path
     said: Said
@@ -140,17 +75,38 @@ def failing(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Started:
 
 
 @pytest.fixture(scope="module")
-def finished(failing: Started, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """Both runs are preempted in their first stage; then `a` stands still until its time is up."""
+def chain(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[Chain]]:
+    """Runs beside everything else, in a partition whose jobs make way for none."""
+    workflow = Workflow(tmp_path_factory.mktemp("chain"), CHAIN, stand_ins=False)
+    profile = workflow.folder / "profiles/slurm/config.yaml"
+    profile.write_text(profile.read_text().replace('slurm_partition: ""', "slurm_partition: calm"))
+    with ThreadPoolExecutor(1) as runner:
+        yield runner.submit(run_chain, workflow)
+
+
+def run_chain(workflow: Workflow) -> Chain:
+    check = call(workflow.folder, "scripts.check_slurm")
+    one = Started(workflow, "results/seed=0/rejection/checkpoint.json").said()
+    made = {file.parent.name for file in workflow.folder.glob("results/seed=0/*/checkpoint.json")}
+    return Chain(workflow.folder, check, one, made, Started(workflow).said())
+
+
+@pytest.fixture(scope="module")
+def finished(
+    failing: Started, chain: Future[Chain], tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
+    """Both runs are preempted in their stage; then `a` stands still until its time is up."""
     folder = tmp_path_factory.mktemp("swept")
     (folder / "held.py").write_text(HELD)
     for name in ("slow-a", "slow-b"):
         (folder / name).touch()
-    started = Started(Workflow(folder, CONFIG, stand_ins=False), *short_stages())
+    targets = [f"results/{run}/supervised/checkpoint.json" for run in RUNS]
+    started = Started(Workflow(folder, CONFIG, stand_ins=False), *targets, *short_stages())
     states: set[str] = set()
     started.wait_for(lambda: all(steps(folder, run) >= 2 for run in RUNS))
-    # It takes the whole node, so that it runs once both have made way.
-    urgent = ["sbatch", "--partition=urgent", "--exclusive", "--time=1", f"--output={folder}/out"]
+    # It takes all GPUs, so that it runs once both have made way.
+    urgent = ["sbatch", "--partition=urgent", f"--gpus={NUM_GPUS}", "--mem=100", "--time=1"]
+    urgent += [f"--output={folder}/out"]
     subprocess.run([*urgent, f"--wrap=touch {folder}/urgent-is-done"], check=True)
     started.wait_for(lambda: (folder / "urgent-is-done").exists())
     (folder / "hold-a").touch()
@@ -161,11 +117,44 @@ def finished(failing: Started, tmp_path_factory: pytest.TempPathFactory) -> Fini
     return Finished(folder, started.said(), states)
 
 
-def test_the_whole_pipeline_of_a_sweep_ends_well(finished: Finished) -> None:
-    assert finished.said.code == 0, finished.said.text
-    assert "a" in (finished.folder / "results/report.html").read_text()
-    for run in RUNS:
-        assert (finished.folder / "results" / run / "export/merged").is_dir()
+@pytest.mark.usefixtures("failing", "chain")
+def test_a_server_that_is_a_job_serves_any_program_until_it_is_cancelled(
+    qwen3_dir: Path, tmp_path: Path
+) -> None:
+    asked = [f"--model=qwen3={qwen3_dir}", f"--store={tmp_path / 'store'}", "--runtime=15"]
+    asked += [f"--folder={tmp_path / 'server'}", "--gpus=1", f"--gpu-model={GPU_MODEL}"]
+    said = call(ROOT, "scripts.serve_on_slurm", *asked, "--", "--device=cpu", "--threads=1")
+    assert said.code == 0, said.text
+    config, export, cancel = said.text.splitlines()[-3:]
+    backend = yaml.safe_load(config)["backend"]
+    assert backend["kind"] == "remote"
+    key = output("sh", "-c", f'{export}\nprintf %s "$TINKER_API_KEY"')
+    assert (tmp_path / "server/key").stat().st_mode & 0o077 == 0
+    with tinker.ServiceClient(base_url=backend["url"], api_key=key) as service:
+        client = service.create_lora_training_client("qwen3", rank=2).result()
+        assert np.isfinite(forward(client, [5, 6, 7])).all()
+    job = cancel.split()[1]
+    assert f"gpu:{GPU_MODEL}:1" in output(
+        "squeue", "--noheader", f"--jobs={job}", "--Format=tres-per-job"
+    )
+    output("sh", "-c", cancel)
+    while output("squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T") != (
+        "CANCELLED"
+    ):
+        time.sleep(0.2)
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"{backend['url']}/healthz")
+
+
+@pytest.mark.usefixtures("failing", "chain")
+def test_a_server_that_cannot_be_started_says_why(qwen3_dir: Path, tmp_path: Path) -> None:
+    asked = [f"--model=qwen3={qwen3_dir}", f"--folder={tmp_path}"]
+    said = call(ROOT, "scripts.serve_on_slurm", *asked, "--partition=none-such")
+    assert said.code == 2
+    assert "SLURM refuses the job:" in said.text
+    said = call(ROOT, "scripts.serve_on_slurm", *asked, "--", "--threads=0")
+    assert said.code == 2
+    assert re.search(r"job \d+ has ended, FAILED: .*--threads: must be a whole number", said.text)
 
 
 def test_a_sweep_is_an_array(finished: Finished) -> None:
@@ -199,16 +188,38 @@ def test_stages_that_were_preempted_or_out_of_time_have_the_weights_of_one_left_
         assert lines == list(range(STEPS))
 
 
+def test_a_stage_called_for_alone_is_trained_with_what_it_needs(chain: Future[Chain]) -> None:
+    result = chain.result()
+    assert result.one.code == 0, result.one.text
+    assert result.made_by_one == {"supervised", "rejection"}
+
+
+def test_the_whole_default_chain_ends_well(chain: Future[Chain]) -> None:
+    result = chain.result()
+    assert result.everything.code == 0, result.everything.text
+    assert (result.folder / "results/report.html").is_file()
+    run = result.folder / "results/seed=0"
+    assert (run / "export/merged").is_dir()
+    for stage in STAGES:
+        assert (run / stage / "checkpoint.json").is_file()
+        assert len((run / stage / "metrics.jsonl").read_text().splitlines()) >= 2
+    submitted = {folder.name for folder in (result.folder / "logs/slurm").iterdir()}
+    rules = ("check_setup", "prepare_model", "prepare_data", "train_stage", "export_run")
+    assert submitted >= {f"rule_{rule}" for rule in (*rules, "evaluate_stage", "write_report")}
+
+
+def test_a_cluster_that_has_what_the_jobs_ask_for_passes_the_check(chain: Future[Chain]) -> None:
+    check = chain.result().check
+    assert check.code == 0, check.text
+    assert "ok    train_stage, attempt 4: " in check.text
+    assert check.text.splitlines()[-1] == "Nothing was submitted."
+
+
 def test_every_job_has_the_one_gpu_that_slurm_gave_it(finished: Finished) -> None:
     records = sorted(finished.folder.glob("results/*/*/run_metadata.json"))
     devices = [json.loads(r.read_text())["environment"]["CUDA_VISIBLE_DEVICES"] for r in records]
-    assert len(devices) == 2 * 3
+    assert len(devices) == 2
     assert set(devices) <= {"0", "1"}
-
-
-def test_logs_of_successful_jobs_are_kept(finished: Finished) -> None:
-    logs = finished.folder / "logs/slurm"
-    assert {path.name for path in logs.iterdir()} >= {"rule_check_setup", "rule_write_report"}
 
 
 def test_a_failing_job_is_reported_with_its_log(failing: Started) -> None:
@@ -218,15 +229,6 @@ def test_a_failing_job_is_reported_with_its_log(failing: Started) -> None:
     assert "logs/slurm/rule_prepare_data" in said.text
     assert "line 2 has no field 'answer'" in said.text
     assert not list(failing.folder.glob("data/*/train.jsonl"))
-
-
-def test_a_single_stage_is_a_target_of_slurm(finished: Finished) -> None:
-    """Of the finished workflow nothing is left to do, so that no job is submitted."""
-    workflow = Workflow.__new__(Workflow)
-    workflow.folder = finished.folder
-    said = Started(workflow, f"results/{RUNS[1]}/supervised/checkpoint.json").said()
-    assert said.code == 0, said.text
-    assert "Nothing to be done" in said.text
 
 
 def short_stages() -> list[str]:
@@ -249,7 +251,5 @@ def steps(folder: Path, run: str) -> int:
 
 
 def note_states(states: set[str]) -> set[str]:
-    command = ["squeue", "--states=all", "--noheader", "--format=%T"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    states.update(listed.split())
+    states.update(output("squeue", "--states=all", "--noheader", "--format=%T").split())
     return states
