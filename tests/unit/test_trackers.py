@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import require_trackers
 from tinsmith.config import TensorBoard, Tracker, Trackio, Wandb
 from tinsmith.errors import TinsmithError
-from tinsmith.trackers import PYTHON, TrackedStage, check_trackers, open_trackers
+from tinsmith.trackers import PYTHON, WORKER, TrackedStage, check_trackers, open_trackers
 
 READER = Path(__file__).parents[1] / "read_trackers.py"
 ALL: list[Tracker] = [
@@ -40,7 +40,12 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrackedSt
         work=tmp_path / "work",
         log=tmp_path / "logs" / "train.log",
     )
-    assert psutil.Process().children() == []
+    assert workers() == []
+
+
+def workers() -> list[psutil.Process]:
+    """Those of this process, which may have other children."""
+    return [p for p in psutil.Process().children() if str(WORKER) in p.cmdline()]
 
 
 def point(step: int, attempt: int) -> dict[str, float]:
@@ -80,7 +85,7 @@ def test_a_tracker_that_dies_is_a_warning_and_training_goes_on(
 ):
     caplog.set_level(logging.WARNING)
     with open_trackers([TensorBoard(kind="tensorboard")], stage, []) as trackers:
-        [worker] = psutil.Process().children()
+        [worker] = workers()
         worker.send_signal(signal.SIGTERM)  # a scheduler's, which it outlives
         trackers.log(0, point(0, 1))
         worker.kill()
