@@ -4,6 +4,8 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,14 @@ import pytest
 import tinker
 import torch
 
-from tests.clients import forward, random_tokens, trained_client
+from tests.clients import forward, prompt_logprobs, random_tokens, train, trained_client
 from tests.datums import cross_entropy_data, gspo_data, policy_data, top_k_data
 from tinsmith.backend.model.adapter import LoraSettings
-from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.model.base_model import BaseModel, load_base_models
 from tinsmith.backend.model.datums import Datum
 from tinsmith.backend.model.loss_choice import LossChoice
 from tinsmith.backend.model.trainer import AdamParams, Trainer
-from tinsmith.backend.ranks.group import RankGroup, check_devices, running_ranks
+from tinsmith.backend.ranks.group import RankGroup, check_devices, check_launch, running_ranks
 from tinsmith.backend.ranks.shares import split
 from tinsmith.errors import TinsmithError
 from tinsmith.serving import local_server
@@ -37,19 +39,34 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def ranks(model_dirs: dict[str, Path]) -> Iterator[RankGroup]:
-    """This process and another one."""
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process and another one, with the base models as this one has them."""
+
+    group: RankGroup
+    bases: dict[str, BaseModel]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["whole", "sharded"])
+def ranks(request: pytest.FixtureRequest, model_dirs: dict[str, Path]) -> Iterator[Ranks]:
+    """Each rank with the whole of the base models, or with half."""
     models = {name: str(folder) for name, folder in model_dirs.items()}
-    with running_ranks(models, "cpu", "float32", num_gpus=2, threads=1) as group:
+    with running_ranks(models, "cpu", "float32", 2, 1, shard_base_model=request.param) as group:
         assert group is not None
-        yield group
+        bases = load_base_models(models, "cpu", "float32", group.mesh)
+        for base in bases.values():
+            assert (base.shards is not None) == request.param
+            if base.shards is not None:
+                base.shards.summon = partial(group.attend_forward, base.name)
+        yield Ranks(group, bases)
 
 
-def make_trainer(base: BaseModel, ranks: RankGroup | None) -> Trainer:
+def make_trainer(base: BaseModel, ranks: Ranks | None) -> Trainer:
     """The ranks cut their shares smaller than the one alone its whole."""
-    floor = 5 if ranks else 1
-    return Trainer(base, SETTINGS, seed=1, token_budget=64, ranks=ranks, min_micro_batches=floor)
+    if ranks is None:
+        return Trainer(base, SETTINGS, seed=1, token_budget=64)
+    own = ranks.bases[base.name]
+    return Trainer(own, SETTINGS, 1, token_budget=64, ranks=ranks.group, min_micro_batches=5)
 
 
 def flat(trainer: Trainer) -> np.ndarray:
@@ -58,7 +75,7 @@ def flat(trainer: Trainer) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_steps_of_two_ranks_equal_those_of_one(base: BaseModel, ranks: RankGroup, case: str):
+def test_steps_of_two_ranks_equal_those_of_one(base: BaseModel, ranks: Ranks, case: str):
     choice, data = CASES[case]
     alone, shared = make_trainer(base, None), make_trainer(base, ranks)
     start = flat(alone)
@@ -80,7 +97,7 @@ def test_steps_of_two_ranks_equal_those_of_one(base: BaseModel, ranks: RankGroup
 
 
 def test_fewer_data_than_ranks_and_forward_alone_leave_nobody_waiting(
-    base: BaseModel, ranks: RankGroup
+    base: BaseModel, ranks: Ranks
 ):
     alone, shared = make_trainer(base, None), make_trainer(base, ranks)
     for data in (cross_entropy_data(1, [7]), cross_entropy_data(2)):
@@ -91,7 +108,7 @@ def test_fewer_data_than_ranks_and_forward_alone_leave_nobody_waiting(
     shared.close()
 
 
-def test_an_error_on_a_rank_is_told_and_adds_nothing(bases: dict, ranks: RankGroup):
+def test_an_error_on_a_rank_is_told_and_adds_nothing(bases: dict, ranks: Ranks):
     base = bases["qwen3"]
     alone, shared = make_trainer(base, None), make_trainer(base, ranks)
     good = cross_entropy_data(3, [9, 8, 3])
@@ -123,26 +140,50 @@ def test_every_row_has_one_rank_and_the_tokens_are_spread():
     assert split([5], 3) == [[0], [], []]
 
 
-def test_a_server_of_two_ranks_trains_like_one_and_takes_its_workers_along(
+def test_a_server_that_shards_its_model_does_all_that_one_process_does(
     service: tinker.ServiceClient, qwen3_dir: Path, tmp_path: Path
 ):
     options = [f"--store={tmp_path / 'store'}", "--token-budget=256", "--threads=1"]
-    expected = forward(trained_client(service, "qwen3", seed=4), TOKENS)
+    options += ["--num-gpus=2", "--shard-base-model=true"]
+    expected = numbers(service)
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    with local_server(
-        {"qwen3": str(qwen3_dir)}, [*options, "--num-gpus=2"], log=tmp_path / "log"
-    ) as endpoint:
+    with local_server({"qwen3": str(qwen3_dir)}, options, log=tmp_path / "log") as endpoint:
         started = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
         workers = [p for p in started if "tinsmith.backend.ranks.worker" in p.cmdline()]
         assert len(workers) == 1
         with tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key) as client:
-            ours = forward(trained_client(client, "qwen3", seed=4), TOKENS)
-            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+            found = numbers(client)
+            assert found.keys() == expected.keys()
+            for name, values in expected.items():
+                np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5, err_msg=name)
             trainer = client.create_lora_training_client("qwen3", rank=4).result()
             os.kill(workers[0].pid, signal.SIGKILL)
             with pytest.raises(tinker.RequestFailedError, match=r"rank 1 has ended \(exit code -9"):
                 forward(trainer, TOKENS)
             assert "qwen3" in str(client.get_server_capabilities()), "the server still answers"
+
+
+def numbers(service: tinker.ServiceClient) -> dict[str, list[float]]:
+    """Of two adapters that train by turns, one saved and loaded, and of what is sampled."""
+    one, two = (trained_client(service, "qwen3", seed=seed, steps=1) for seed in (4, 5))
+    train(one, 1, seed=6)
+    path = one.save_state("half-way").result().path
+    loaded = service.create_training_client_from_state_with_optimizer(path)
+    for client in (one, two, loaded):
+        train(client, 1, seed=7)
+    sampler = one.save_weights_and_get_sampling_client()
+    params = tinker.SamplingParams(max_tokens=6, temperature=0.0)
+    prompt = tinker.ModelInput.from_ints(TOKENS)
+    (sampled,) = sampler.sample(prompt, 1, params).result().sequences
+    assert sampled.logprobs is not None
+    return {
+        "trained on": forward(one, TOKENS),
+        "the other adapter": forward(two, TOKENS),
+        "loaded": forward(loaded, TOKENS),
+        "prompt": prompt_logprobs(sampler, TOKENS),
+        "sampled": sampled.logprobs,
+        "tokens": [float(token) for token in sampled.tokens],
+    }
 
 
 def test_workers_end_when_their_server_is_killed(qwen3_dir: Path, tmp_path: Path):
@@ -168,3 +209,11 @@ def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch)
         check_devices("auto", 4)
     with pytest.raises(TinsmithError, match="--device must be auto, cuda or cpu, got 'cuda:1'"):
         check_devices("cuda:1", 2)
+
+
+def test_several_servers_are_not_taken_for_the_ranks_of_one():
+    check_launch({"WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"})
+    with pytest.raises(TinsmithError, match=r"torchrun has started 4 servers .*--num-gpus 4"):
+        check_launch({"WORLD_SIZE": "4"})
+    with pytest.raises(TinsmithError, match=r"srun has started 2 servers .* srun with one task"):
+        check_launch({"SLURM_STEP_NUM_TASKS": "2"})

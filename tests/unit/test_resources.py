@@ -87,6 +87,7 @@ def test_wrong_resources_are_refused(resources: dict[str, Any], said: str) -> No
         ({"kind": "remote", "url": "node:8000"}, "backend.url must be a server's address"),
         ({"device": "cuda"}, "gpus must be at least backend.num_gpus = 1 with backend.device"),
         ({"gpus": 1, "num_gpus": 2}, "gpus must be at least backend.num_gpus = 2 with"),
+        ({"shard_base_model": True}, "num_gpus must be at least 2 with backend.shard_base_model"),
     ],
 )
 def test_a_backend_that_is_not_whole_is_refused(backend: dict[str, Any], said: str) -> None:

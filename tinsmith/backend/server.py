@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -21,7 +22,7 @@ from tinsmith.backend.metrics import Metrics
 from tinsmith.backend.model.base_model import BaseModel, load_base_models
 from tinsmith.backend.model.check import check_model
 from tinsmith.backend.model.loss_choice import check_substitutes
-from tinsmith.backend.ranks.group import RankGroup, running_ranks
+from tinsmith.backend.ranks.group import RankGroup, check_launch, running_ranks
 from tinsmith.backend.sampling.interface import Sampling
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.backend.sampling.snapshots import Snapshots
@@ -49,6 +50,7 @@ def serve(
     stop_when_told()
     configure_logs(settings.log_format, settings.log_level, settings.api_key)
     check_substitutes(settings.substitutes)
+    check_launch(os.environ)
     with listening_socket(settings) as listener, opened_recording(settings.record) as recording:
         for name, origin in origins.items():
             log.info("setting", name=name, value=getattr(settings, name), origin=origin)
@@ -69,8 +71,17 @@ def serve(
 @contextmanager
 def running_core(settings: ServerSettings) -> Iterator[Core]:
     """Everything of a server but its HTTP face, at work as long as the block."""
-    places = settings.models, settings.device, settings.dtype, settings.num_gpus
-    with running_ranks(*places, settings.threads) as ranks, _working_core(settings, ranks) as core:
+    with (
+        running_ranks(
+            settings.models,
+            settings.device,
+            settings.dtype,
+            settings.num_gpus,
+            settings.threads,
+            settings.shard_base_model,
+        ) as ranks,
+        _working_core(settings, ranks) as core,
+    ):
         yield core
 
 
@@ -79,7 +90,7 @@ def _working_core(settings: ServerSettings, ranks: RankGroup | None) -> Iterator
     # In a thread that ends: OpenMP counts the helpers of every thread that ever computed, and once
     # they outnumber the cores it puts them to sleep after each operation, at twice the time.
     with ThreadPoolExecutor(1) as loader:
-        bases = loader.submit(_load, settings).result()
+        bases = loader.submit(_load, settings, ranks).result()
     store = Store(Path(settings.store))
     folder = store.directory / "snapshots"
     remove_left_snapshots(folder)
@@ -142,9 +153,13 @@ def _engine_stopped(error: BaseException) -> Failure:
     )
 
 
-def _load(settings: ServerSettings) -> dict[str, BaseModel]:
-    bases = load_base_models(settings.models, settings.device, settings.dtype)
+def _load(settings: ServerSettings, ranks: RankGroup | None) -> dict[str, BaseModel]:
+    mesh = None if ranks is None else ranks.mesh
+    bases = load_base_models(settings.models, settings.device, settings.dtype, mesh)
     for base in bases.values():
+        if base.shards is not None:
+            assert ranks is not None
+            base.shards.summon = partial(ranks.attend_forward, base.name)
         check_model(base)
     return bases
 

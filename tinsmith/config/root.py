@@ -141,6 +141,10 @@ class Config(Section):
                 f"backend.gpus must be at least backend.num_gpus = {backend.num_gpus} with"
                 f" backend.device {backend.device!r}, got {backend.gpus}"
             )
+        if backend.kind == "local" and backend.shard_base_model is True and backend.num_gpus == 1:
+            raise ValueError(
+                "backend.num_gpus must be at least 2 with backend.shard_base_model true, got 1"
+            )
         return self
 
     @model_validator(mode="after")

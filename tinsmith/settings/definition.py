@@ -64,6 +64,11 @@ class LocalSettings(BaseModel):
     num_gpus: Count = setting(
         1, "GPUs that share the training, a process each; on a CPU: processes"
     )
+    shard_base_model: Annotated[Literal["auto"] | bool, Rule("auto, true or false")] = setting(
+        "auto",
+        "whether num_gpus share out the base model, of which else each holds all; auto: where one"
+        " cannot hold it",
+    )
     threads: Count | None = setting(None, "CPU threads of one operation; none: torch's own choice")
     store: Folder = setting("store", "where runs and checkpoints are kept")
     record: File | None = setting(

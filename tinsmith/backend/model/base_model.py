@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from tinsmith.backend.model.sharding import ShardedLayers, shard
 from tinsmith.errors import TinsmithError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,6 +35,7 @@ class BaseModel:
     tokenizer: Any
     context_length: int
     eos_token_ids: tuple[int, ...]
+    shards: ShardedLayers | None = None
 
     @property
     def device(self) -> torch.device:
@@ -53,18 +56,27 @@ class BaseModel:
         return unembedding(self.module).weight.shape[0]
 
     def module_tree(self) -> PreTrainedModel:
-        """A copy of the modules whose parameters are the very tensors of this model."""
-        shared = {id(tensor): tensor for tensor in self.module.parameters()}
+        """A copy of the modules whose parameters are the very tensors of this model; sharded ones
+        change places with whole ones, so that the modules which have them are the very same."""
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in self.module.parameters()}
+        if self.shards is not None:
+            shared |= {id(owner): owner for owner in self.shards.owners}
         return copy.deepcopy(self.module, memo=dict(shared))
 
 
-def load_base_models(models: Mapping[str, str], device: str, dtype: str) -> dict[str, BaseModel]:
-    """Load each named directory or hub id; `auto` means CUDA and bf16 where there is a GPU."""
+def load_base_models(
+    models: Mapping[str, str], device: str, dtype: str, mesh: DeviceMesh | None = None
+) -> dict[str, BaseModel]:
+    """Load each named directory or hub id; `auto` means CUDA and bf16 where there is a GPU. With a
+    mesh of ranks, which all load the same, each keeps its part of the decoder layers."""
     if not sys.stderr.isatty():
         disable_progress_bar()  # of transformers: in a log it is noise
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
-    return {name: _load(name, source, torch_device, torch_dtype) for name, source in models.items()}
+    return {
+        name: _load(name, source, torch_device, torch_dtype, mesh)
+        for name, source in models.items()
+    }
 
 
 def choose_device(device: str) -> torch.device:
@@ -89,11 +101,11 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _load(name: str, source: str, device: torch.device, dtype: torch.dtype) -> BaseModel:
-    _check_directory(name, source)
+def _load(
+    name: str, source: str, device: torch.device, dtype: torch.dtype, mesh: DeviceMesh | None
+) -> BaseModel:
+    config = read_config(name, source)
     try:
-        config = AutoConfig.from_pretrained(source)
-        _check_layers(name, config)
         module, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             source,
             config=config,
@@ -107,8 +119,12 @@ def _load(name: str, source: str, device: torch.device, dtype: torch.dtype) -> B
         raise TinsmithError(f"--model {name}={source} cannot be loaded: {error}") from error
     _check_complete(name, source, report["missing_keys"])
     module.requires_grad_(False).eval()
-    nn.Module.to(module, device)
     parameters = sum(parameter.numel() for parameter in module.parameters())
+    if mesh is None:
+        nn.Module.to(module, device)
+        shards = None
+    else:
+        shards = shard(module, backbone(module), _layers_to_shard(name, module), mesh, device)
     log.info("loaded %s: %.1fM parameters, %s, %s", name, parameters / 1e6, dtype, device)
     return BaseModel(
         name=name,
@@ -117,7 +133,19 @@ def _load(name: str, source: str, device: torch.device, dtype: torch.dtype) -> B
         tokenizer=tokenizer,
         context_length=config.get_text_config().max_position_embeddings,
         eos_token_ids=_eos_token_ids(name, tokenizer),
+        shards=shards,
     )
+
+
+def read_config(name: str, source: str) -> Any:
+    """The configuration of a model that can be served, or why it cannot."""
+    _check_directory(name, source)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise TinsmithError(f"--model {name}={source} cannot be loaded: {error}") from error
+    _check_layers(name, config)
+    return config
 
 
 def _check_directory(name: str, source: str) -> None:
@@ -149,6 +177,16 @@ def _check_complete(name: str, source: str, missing: Collection[str]) -> None:
         )
 
 
+def _layers_to_shard(name: str, module: PreTrainedModel) -> nn.ModuleList:
+    layers = decoder_layers(module)
+    if layers is None:
+        raise TinsmithError(
+            f"--model {name}: a {type(module).__name__} has no list of its decoder layers, so it "
+            "cannot be sharded; start the server with --shard-base-model false"
+        )
+    return layers
+
+
 def _check_layers(name: str, config: Any) -> None:
     unknown = set(getattr(config.get_text_config(), "layer_types", None) or ()) - LAYER_TYPES
     if unknown:
@@ -167,6 +205,13 @@ def _eos_token_ids(name: str, tokenizer: Any) -> tuple[int, ...]:
 def backbone(module: PreTrainedModel) -> nn.Module:
     """The model without its unembedding: token ids to last hidden states."""
     return getattr(module, module.base_model_prefix)
+
+
+def decoder_layers(module: PreTrainedModel) -> nn.ModuleList | None:
+    """The layers between embedding and last norm, if they are one list."""
+    count = module.config.get_text_config().num_hidden_layers
+    lists = [child for child in backbone(module).children() if isinstance(child, nn.ModuleList)]
+    return next((layers for layers in lists if len(layers) == count), None)
 
 
 def unembedding(module: PreTrainedModel) -> nn.Linear:

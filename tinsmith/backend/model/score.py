@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from tinsmith.backend.model.datums import Datum
 from tinsmith.backend.model.forward import Scored, micro_batches, score_batch
 from tinsmith.backend.model.loss_choice import LossChoice
+from tinsmith.backend.model.sharding import ShardedLayers
 from tinsmith.errors import TinsmithError
 
 # How PyTorch says that memory is out where it raises a bare RuntimeError: CPU, driver, cuBLAS.
@@ -34,6 +36,8 @@ class _Job:
     data: Sequence[Datum]
     choice: LossChoice
     places: Sequence[int]
+    forward_only: bool
+    shards: ShardedLayers | None
 
 
 def score(
@@ -44,6 +48,7 @@ def score(
     forward_only: bool,
     places: Sequence[int] | None = None,
     min_micro_batches: int = 1,
+    shards: ShardedLayers | None = None,
 ) -> Scored:
     """Run the loss over `data`; unless `forward_only`, add its gradient to the adapter's.
 
@@ -54,22 +59,33 @@ def score(
 
     A micro-batch that does not fit into memory is halved, and halved again, down to one sequence.
     An error leaves part of the gradient behind.
+
+    With `shards` all ranks score at the same time, each its own data, if it has any.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    job = _Job(module, parameters, data, choice, places or range(len(data)))
-    logprobs: list[np.ndarray] = [np.empty(0)] * len(data)
+    places = places or range(len(data))
+    job = _Job(module, parameters, data, choice, places, forward_only, shards)
+    try:
+        with torch.set_grad_enabled(not forward_only):
+            return _score_all(job, _plan(data, token_budget, min_micro_batches))
+    finally:
+        if shards is not None:
+            shards.attend(forward_only)
+
+
+def _score_all(job: _Job, plan: list[list[int]]) -> Scored:
+    logprobs: list[np.ndarray] = [np.empty(0)] * len(job.data)
     total = 0.0
-    queue = _plan(data, token_budget, min_micro_batches)[::-1]
-    with torch.set_grad_enabled(not forward_only):
-        while queue:
-            rows = queue.pop()
-            scored = _score_if_it_fits(job, [data[row] for row in rows])
-            if scored is None:
-                queue += _halves(job, rows)
-                continue
-            total += scored.loss
-            for row, part in zip(rows, scored.logprobs, strict=True):
-                logprobs[row] = part
+    queue = plan[::-1]
+    while queue:
+        rows = queue.pop()
+        scored = _score_if_it_fits(job, [job.data[row] for row in rows])
+        if scored is None:
+            queue += _halves(job, rows)
+            continue
+        total += scored.loss
+        for row, part in zip(rows, scored.logprobs, strict=True):
+            logprobs[row] = part
     return Scored(total, logprobs)
 
 
@@ -102,17 +118,18 @@ def _score_if_it_fits(job: _Job, batch: Sequence[Datum]) -> Scored | None:
     """
     accumulated = [parameter.grad for parameter in job.parameters]
     _drop_gradient(job)
-    try:
-        scored = score_batch(job.module, batch, job.choice)
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        scored = None
-    # Outside of `except`: the error holds on to the frames that hold the memory.
-    if scored is None:
-        _drop_gradient(job)
-        if job.module.device.type == "cuda":
-            torch.cuda.empty_cache()
+    with nullcontext() if job.shards is None else job.shards.computing(job.forward_only):
+        try:
+            scored = score_batch(job.module, batch, job.choice)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            scored = None
+        # Outside of `except`: the error holds on to the frames that hold the memory.
+        if scored is None:
+            _drop_gradient(job)
+            if job.module.device.type == "cuda":
+                torch.cuda.empty_cache()
     for parameter, before in zip(job.parameters, accumulated, strict=True):
         if before is not None:
             parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)

@@ -122,6 +122,7 @@ class Trainer:
         return self._ranks.score(
             self._number,
             self._module,
+            self.base.shards,
             data,
             choice,
             self._token_budget,

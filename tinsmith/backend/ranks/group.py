@@ -4,40 +4,54 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import count
 from math import ceil
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import PreTrainedModel
 
 from tinsmith.backend.model.adapter import AdapterWeights, LoraSettings, lora_pairs
-from tinsmith.backend.model.base_model import choose_device
+from tinsmith.backend.model.base_model import choose_device, choose_dtype
+from tinsmith.backend.model.capacity import should_shard
 from tinsmith.backend.model.datums import Datum
 from tinsmith.backend.model.forward import Scored
 from tinsmith.backend.model.loss_choice import LossChoice
+from tinsmith.backend.model.sharding import ShardedLayers
 from tinsmith.backend.ranks.link import Arrays, Command, Link
 from tinsmith.backend.ranks.shares import split
 from tinsmith.backend.ranks.work import Work, score_work, sum_gradients
+from tinsmith.backend.sampling.memory import free_device_bytes
 from tinsmith.errors import TinsmithError
 
 LOOPBACK_ONLY = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 # What a worker gets to end by itself when its server ends.
 STOP_S = 10
+# How many processes there are, by those that start several.
+LAUNCHED = {"torchrun": "WORLD_SIZE", "srun": "SLURM_STEP_NUM_TASKS"}
 
 
 class RankGroup:
     """The ranks of a server, this process being the first. The engine's thread alone calls it."""
 
-    def __init__(self, links: Sequence[Link], processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    def __init__(
+        self,
+        links: Sequence[Link],
+        processes: Sequence[subprocess.Popen[bytes]],
+        mesh: DeviceMesh | None = None,
+    ) -> None:
+        """`mesh` is given where the ranks share out the base models."""
         self._links = links
         self._processes = processes
+        self.mesh = mesh
         self._numbers = count()
 
     def start(self, rank: int, order: Command) -> None:
@@ -45,18 +59,29 @@ class RankGroup:
         self._send(rank, order)
         self._receive(rank)
 
-    def wait_until_loaded(self) -> None:
-        """Returns when all ranks have their base models, or says which could not have them."""
-        for rank in range(1, 1 + len(self._links)):
-            answer, _ = self._receive(rank)
-            if answer["error"] is not None:
-                raise TinsmithError(f"on rank {rank}: {answer['error']}")
+    def load(self) -> None:
+        """Returns when all other ranks have their base models, or says which could not have them.
+
+        Models that are shared out are whole in main memory before: one rank loads after the other.
+        """
+        ranks = range(1, 1 + len(self._links))
+        for turn in [[rank] for rank in ranks] if self.mesh else [ranks]:
+            for rank in turn:
+                self._send(rank, {"name": "load"})
+            for rank in turn:
+                answer, _ = self._receive(rank)
+                if answer["error"] is not None:
+                    raise TinsmithError(f"on rank {rank}: {answer['error']}")
 
     def share(self, base_model: str, settings: LoraSettings) -> int:
         """Make an adapter known to all ranks; returns its number among them."""
         number = next(self._numbers)
-        self._tell_all("share", number, base_model=base_model, settings=asdict(settings))
+        self._tell_all("share", model=number, base_model=base_model, settings=asdict(settings))
         return number
+
+    def attend_forward(self, base_model: str) -> None:
+        """Let every rank take part in a forward of this one over a base model that is sharded."""
+        self._tell_all("attend_forward", base_model=base_model)
 
     def send_weights(self, number: int, weights: AdapterWeights) -> None:
         """Let every rank go on with these weights."""
@@ -65,16 +90,17 @@ class RankGroup:
             for name, pair in weights.pairs.items()
             for side, tensor in zip("AB", pair, strict=True)
         }
-        self._tell_all("weights", number, arrays)
+        self._tell_all("weights", arrays, model=number)
 
     def free(self, number: int) -> None:
         """Let every rank forget an adapter."""
-        self._tell_all("free", number)
+        self._tell_all("free", model=number)
 
     def score(
         self,
         number: int,
         module: PreTrainedModel,
+        shards: ShardedLayers | None,
         data: Sequence[Datum],
         choice: LossChoice,
         token_budget: int,
@@ -95,9 +121,9 @@ class RankGroup:
         for rank, work in enumerate(others, 1):
             command, arrays = work.encode()
             self._send(rank, {"name": "score", "model": number, "work": command}, arrays)
-        parts = self._answers(own, others, number, module)
+        parts = self._answers(lambda: score_work(module, shards, own), others, number)
         if not forward_only:
-            self._tell_all("reduce", number)
+            self._tell_all("reduce", model=number)
             sum_gradients([p for pair in lora_pairs(module) for p in pair[1:]], is_first=True)
         logprobs: list[np.ndarray] = [np.empty(0)] * len(data)
         for rows, part in zip(shares, parts, strict=True):
@@ -106,13 +132,13 @@ class RankGroup:
         return Scored(sum(part.loss for part in parts), logprobs)
 
     def _answers(
-        self, own: Work, others: Sequence[Work], number: int, module: PreTrainedModel
+        self, score_own: Callable[[], Scored], others: Sequence[Work], number: int
     ) -> list[Scored]:
         """Everybody's part, this rank's first; raised only when nobody is at work any more."""
         parts: list[Scored] = []
         errors: list[Exception] = []
         try:
-            parts.append(score_work(module, own))
+            parts.append(score_own())
         except Exception as error:
             errors.append(error)
         for rank, work in enumerate(others, 1):
@@ -124,15 +150,13 @@ class RankGroup:
                 kind = TinsmithError if answer["is_users"] else RuntimeError
                 errors.append(kind(f"on rank {rank}: {answer['error']}"))
         if errors:
-            self._tell_all("drop", number)
+            self._tell_all("drop", model=number)
             raise errors[0]
         return parts
 
-    def _tell_all(
-        self, name: str, number: int, arrays: Arrays | None = None, **more: object
-    ) -> None:
+    def _tell_all(self, name: str, arrays: Arrays | None = None, **more: object) -> None:
         for rank in range(1, 1 + len(self._links)):
-            self._send(rank, {"name": name, "model": number, **more}, arrays)
+            self._send(rank, {"name": name, **more}, arrays)
 
     def _send(self, rank: int, command: Command, arrays: Arrays | None = None) -> None:
         try:
@@ -156,11 +180,21 @@ class RankGroup:
 
 @contextmanager
 def running_ranks(
-    models: Mapping[str, str], device: str, dtype: str, num_gpus: int, threads: int | None
+    models: Mapping[str, str],
+    device: str,
+    dtype: str,
+    num_gpus: int,
+    threads: int | None,
+    shard_base_model: Any = "auto",
+    free_bytes: Callable[[torch.device], int] = free_device_bytes,
 ) -> Iterator[RankGroup | None]:
     """Start ranks 1 to num_gpus - 1, each on the CUDA device of its number, or all on the CPU;
-    None where there is one rank alone."""
+    None where there is one rank alone. A model that does not fit is refused before."""
     kind = check_devices(device, num_gpus)
+    place = choose_device(device)
+    is_sharded = should_shard(
+        models, place, choose_dtype(dtype, place), num_gpus, shard_base_model, free_bytes
+    )
     if num_gpus == 1:
         yield None
         return
@@ -172,18 +206,32 @@ def running_ranks(
             "world_size": num_gpus,
         }
         order = {"models": dict(models), "dtype": dtype, "threads": threads, "meeting": meeting}
+        order["is_sharded"] = is_sharded
         workers = [stack.enter_context(_worker()) for _ in range(1, num_gpus)]
-        group = RankGroup(*zip(*workers, strict=True))
+        links, processes = zip(*workers, strict=True)
+        group = RankGroup(links, processes)
         for rank in range(1, num_gpus):
-            place = f"cuda:{rank}" if kind == "cuda" else "cpu"
-            group.start(rank, {**order, "rank": rank, "device": place})
+            own = f"cuda:{rank}" if kind == "cuda" else "cpu"
+            group.start(rank, {**order, "rank": rank, "device": own})
         os.environ.update(LOOPBACK_ONLY)
         distributed.init_process_group(rank=0, **meeting)
         try:
-            group.wait_until_loaded()
+            group.mesh = init_device_mesh(kind, (num_gpus,)) if is_sharded else None
+            group.load()
             yield group
         finally:
             distributed.destroy_process_group()
+
+
+def check_launch(environment: Mapping[str, str]) -> None:
+    """Refuse to be one of several servers that torchrun or srun started for the ranks of one."""
+    for program, variable in LAUNCHED.items():
+        number = environment.get(variable, "1")
+        if number != "1":
+            raise TinsmithError(
+                f"{program} has started {number} servers ({variable}); start one, which starts the "
+                f"processes of --num-gpus {number} itself: {program} with one task, or without it"
+            )
 
 
 def check_devices(device: str, num_gpus: int) -> str:

@@ -12,6 +12,7 @@ from tinsmith.backend.model.datums import Datum
 from tinsmith.backend.model.forward import Scored
 from tinsmith.backend.model.loss_choice import LossChoice
 from tinsmith.backend.model.score import score
+from tinsmith.backend.model.sharding import ShardedLayers
 from tinsmith.backend.ranks.link import Arrays, Command
 
 
@@ -66,7 +67,7 @@ class Work:
         )
 
 
-def score_work(module: PreTrainedModel, work: Work) -> Scored:
+def score_work(module: PreTrainedModel, shards: ShardedLayers | None, work: Work) -> Scored:
     """A rank's own part."""
     return score(
         module,
@@ -76,6 +77,7 @@ def score_work(module: PreTrainedModel, work: Work) -> Scored:
         work.forward_only,
         work.rows,
         work.min_micro_batches,
+        shards,
     )
 
 

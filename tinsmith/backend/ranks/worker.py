@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedModel
 
 from tinsmith.backend.model.adapter import (
@@ -24,6 +25,7 @@ from tinsmith.backend.model.adapter import (
     set_adapter_weights,
 )
 from tinsmith.backend.model.base_model import BaseModel, load_base_models
+from tinsmith.backend.model.sharding import ShardedLayers
 from tinsmith.backend.ranks.link import Arrays, Command, Link
 from tinsmith.backend.ranks.work import Work, score_work, sum_gradients
 from tinsmith.errors import TinsmithError
@@ -35,12 +37,20 @@ class Worker:
     def __init__(self, bases: dict[str, BaseModel]) -> None:
         self._bases = bases
         self._modules: dict[int, tuple[PreTrainedModel, LoraSettings]] = {}
+        self._shards: dict[int, ShardedLayers | None] = {}
 
     def share(self, command: Command, _: Arrays) -> None:
         """A new adapter."""
         settings = LoraSettings(**command["settings"])
-        module = attach_adapter(self._bases[command["base_model"]], settings, seed=0)
-        self._modules[command["model"]] = module, settings
+        base = self._bases[command["base_model"]]
+        self._modules[command["model"]] = attach_adapter(base, settings, seed=0), settings
+        self._shards[command["model"]] = base.shards
+
+    def attend_forward(self, command: Command, _: Arrays) -> None:
+        """Take part in a forward of the first rank."""
+        shards = self._bases[command["base_model"]].shards
+        assert shards is not None
+        shards.attend_forward()
 
     def weights(self, command: Command, arrays: Arrays) -> None:
         """The weights of an adapter as they are now."""
@@ -56,7 +66,7 @@ class Worker:
         """Score a share; its gradient stays with the adapter until the first rank asks for it."""
         work = Work.decode(command["work"], arrays)
         module = self._modules[command["model"]][0]
-        scored = score_work(module, work)
+        scored = score_work(module, self._shards[command["model"]], work)
         return {"loss": scored.loss}, {str(i): part for i, part in enumerate(scored.logprobs)}
 
     def reduce(self, command: Command, _: Arrays) -> None:
@@ -70,7 +80,7 @@ class Worker:
 
     def free(self, command: Command, _: Arrays) -> None:
         """Forget an adapter."""
-        del self._modules[command["model"]]
+        del self._modules[command["model"]], self._shards[command["model"]]
 
 
 def main(descriptor: int) -> None:
@@ -101,7 +111,10 @@ def _start(link: Link, order: dict[str, Any]) -> Worker:
         torch.cuda.set_device(device)
     link.send({})
     distributed.init_process_group(rank=order["rank"], **order["meeting"])
-    return Worker(load_base_models(order["models"], str(device), order["dtype"]))
+    shape = (order["meeting"]["world_size"],)
+    mesh = init_device_mesh(device.type, shape) if order["is_sharded"] else None
+    link.receive()  # its turn to load
+    return Worker(load_base_models(order["models"], str(device), order["dtype"], mesh))
 
 
 def _answer(link: Link, worker: Worker, command: Command, arrays: Arrays) -> None:

@@ -25,12 +25,13 @@ def max_tokens_kept(base: BaseModel) -> int:
     )
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     bytes_per_token = 2 * config.num_hidden_layers * heads * head_dim * base.dtype.itemsize
-    return max(base.context_length, _free_bytes(base) // 4 // bytes_per_token)
+    return max(base.context_length, free_device_bytes(base.device) // 4 // bytes_per_token)
 
 
-def _free_bytes(base: BaseModel) -> int:
-    if base.device.type == "cuda":
-        return torch.cuda.mem_get_info(base.device)[0]
+def free_device_bytes(device: torch.device) -> int:
+    """What is free on a GPU, or in main memory for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     return free_machine_bytes()
 
 

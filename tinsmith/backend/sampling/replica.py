@@ -17,13 +17,14 @@ def make_replica(base: BaseModel, adapter: AdapterWeights | None) -> PreTrainedM
 
     In float32 on the CPU the adapter is merged into weights of the replica's own, packed for
     oneDNN: W' = W + (alpha / r) B A differs from the trainer's arithmetic by rounding alone. In
-    16 bits a small update would be rounded away, so there it is computed beside the shared W.
+    16 bits a small update would be rounded away, and a sharded W is nowhere whole for long, so
+    there it is computed beside W.
     """
     module = base.module_tree()
     use_keys_values(module)
     pairs = {} if adapter is None else adapter.pairs
     scaling = 0.0 if adapter is None else adapter.settings.scaling
-    merges = should_merge(base.device, base.dtype)
+    merges = base.shards is None and should_merge(base.device, base.dtype)
     for name, layer in _linear_layers(module):
         pair = pairs.get(name)
         if merges:
