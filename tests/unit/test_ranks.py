@@ -168,10 +168,10 @@ def numbers(service: tinker.ServiceClient) -> dict[str, list[float]]:
     one, two = (trained_client(service, "qwen3", seed=seed, steps=1) for seed in (4, 5))
     train(one, 1, seed=6)
     path = one.save_state("half-way").result().path
-    loaded = service.create_training_client_from_state_with_optimizer(path)
+    loaded = service.create_training_client_from_state_with_optimizer(path).result()
     for client in (one, two, loaded):
         train(client, 1, seed=7)
-    sampler = one.save_weights_and_get_sampling_client()
+    sampler = one.save_weights_and_get_sampling_client().result()
     params = tinker.SamplingParams(max_tokens=6, temperature=0.0)
     prompt = tinker.ModelInput.from_ints(TOKENS)
     (sampled,) = sampler.sample(prompt, 1, params).result().sequences
