@@ -1,15 +1,22 @@
 """Exports of a trained adapter, loaded by plain peft and transformers."""
 
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import tinker
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.clients import prompt_logprobs, random_tokens
+from tests.clients import train as train_on_noise
+from tests.conftest import VLLM_PYTHON, require_vllm
+from tests.in_process import KEY, serving
 from tests.stages.test_stages import SUPERVISED, train
 from tinsmith.checkpoints import fetch_weights
 from tinsmith.config import Backend
@@ -25,6 +32,7 @@ from tinsmith.export import (
 from tinsmith.stages import StageContext
 
 FLOAT32 = Precision("cpu", torch.float32)
+VLLM_ANSWERS = Path(__file__).parents[1] / "vllm_answers.py"
 
 
 class Exports(NamedTuple):
@@ -100,3 +108,50 @@ def test_an_export_that_differs_from_the_backend_is_an_error(exports: Exports):
     save_file({name: 1.01 * tensor for name, tensor in tensors.items()}, file)
     with pytest.raises(TinsmithError, match=r"exported adapter must agree.*at most 0\.0001 nats"):
         check_adapter(exports.model, exports.adapter, exports.sequences, exports.expected, FLOAT32)
+
+
+def test_an_exported_adapter_answers_alike_in_the_backend_peft_transformers_and_vllm(
+    vllm_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of vLLM's likeliest completions each is at most 5e-5 nats from the backend, so that any two
+    are at most 1e-4 apart."""
+    require_vllm()
+    prompts = [random_tokens(seed, 12) for seed in range(4)]
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    with serving(vllm_model_dir, tmp_path / "store", threads=1) as served:
+        monkeypatch.setenv("TINKER_BASE_URL", served.base_url)
+        monkeypatch.setenv("TINKER_API_KEY", KEY)
+        with served.client() as service:
+            client = service.create_lora_training_client(
+                "qwen3", rank=4, seed=1, train_unembed=False
+            ).result()
+            train_on_noise(client, 3)
+            fetch_weights(client, "final", tmp_path / "weights")
+            write_adapter(tmp_path / "weights", adapter, str(vllm_model_dir), "card")
+            answers = vllm_answers(vllm_model_dir, adapter, prompts)
+            whole = [p + answer["tokens"] for p, answer in zip(prompts, answers, strict=True)]
+            sampler = client.save_weights_and_get_sampling_client().result()
+            expected = [prompt_logprobs(sampler, tokens) for tokens in whole]
+            base = service.create_sampling_client(base_model="qwen3").result()
+            before = [prompt_logprobs(base, tokens) for tokens in whole]
+    write_merged(vllm_model_dir, adapter, merged, FLOAT32, "card")
+
+    assert np.abs(np.subtract(before, expected)).max() > 0.1
+    checks = (whole, expected, FLOAT32)
+    assert check_adapter(vllm_model_dir, adapter, *checks).max_difference <= 5e-5
+    assert check_merged(merged, *checks).max_difference <= 5e-5
+    found = [answer["logprobs"] for answer in answers]
+    assert np.abs(np.subtract(found, np.array(expected)[:, 11:])).max() <= 5e-5
+
+
+def vllm_answers(model: Path, adapter: Path, prompts: list[list[int]]) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        [str(VLLM_PYTHON), str(VLLM_ANSWERS), str(model), str(adapter)],
+        input=json.dumps(prompts),
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
