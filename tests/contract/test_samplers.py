@@ -33,9 +33,15 @@ LONG = Params(max_tokens=400, seed=0, stop=[])
 
 
 @pytest.fixture
-def http(endpoint: Endpoint) -> Iterator[httpx.Client]:
+def service(each_service: tinker.ServiceClient) -> tinker.ServiceClient:
+    """Of either sampler: what these tests hold is the same on both."""
+    return each_service
+
+
+@pytest.fixture
+def http(each_endpoint: Endpoint) -> Iterator[httpx.Client]:
     with httpx.Client(
-        base_url=endpoint.base_url, headers={"X-API-Key": endpoint.api_key}, timeout=60
+        base_url=each_endpoint.base_url, headers={"X-API-Key": each_endpoint.api_key}, timeout=60
     ) as client:
         yield client
 
@@ -80,7 +86,7 @@ def test_inflight_clients_of_a_run_share_its_last_published_weights(
 
 
 def test_inflight_clients_of_two_runs_do_not_share_weights(service: tinker.ServiceClient):
-    trainers = [trained_client(service, "llama", seed=seed) for seed in (1, 2)]
+    trainers = [trained_client(service, "qwen3", seed=seed) for seed in (1, 2)]
     clients = [
         trainer.save_weights_and_get_sampling_client(kind="inflight").result()
         for trainer in trainers
@@ -95,15 +101,33 @@ def test_a_completion_under_way_goes_on_with_newly_published_weights(
     trainer = trained_client(service, "qwen3")
     client = trainer.save_weights_and_get_sampling_client(kind="inflight").result()
     alone = client.sample(PROMPT, 4, LONG).result()
+    train(trainer, 1, seed=5, rate=0.1)
     pending = client.sample(PROMPT, 4, LONG)
     wait_until_running(http)
-    train(trainer, 1, seed=5, rate=0.1)
     trainer.save_weights_and_get_sampling_client(kind="inflight").result()
     spanning = pending.result()
     assert [len(s.tokens) for s in spanning.sequences] == [400] * 4
     for one, two in zip(alone.sequences, spanning.sequences, strict=True):
         assert one.tokens[:2] == two.tokens[:2]
         assert one.tokens != two.tokens
+
+
+def test_completions_on_an_older_snapshot_keep_its_weights_while_others_are_replaced(
+    service: tinker.ServiceClient, http: httpx.Client
+):
+    trainer = trained_client(service, "qwen3", seed=2)
+    held = trainer.save_weights_and_get_sampling_client().result()
+    inflight = trainer.save_weights_and_get_sampling_client(kind="inflight").result()
+    alone = held.sample(PROMPT, 4, LONG).result()
+    train(trainer, 1, seed=5, rate=0.1)
+    pending = [client.sample(PROMPT, 4, LONG) for client in (held, inflight)]
+    wait_until_running(http)
+    trainer.save_weights_and_get_sampling_client(kind="inflight").result()
+    kept, replaced = (future.result() for future in pending)
+    for one, two, other in zip(alone.sequences, kept.sequences, replaced.sequences, strict=True):
+        assert list(one.tokens) == list(two.tokens)
+        assert one.logprobs == pytest.approx(two.logprobs, abs=1e-5)
+        assert list(one.tokens) != list(other.tokens)
 
 
 # Giving up
@@ -177,8 +201,10 @@ print(json.dumps([list(f.result().sequences[0].tokens) for f in found]))
 
 
 def test_clients_in_other_processes_sample_the_same_weights_and_get_their_own_answers(
-    service: tinker.ServiceClient,
+    service: tinker.ServiceClient, each_endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ):
+    for variable, value in each_endpoint.environment().items():
+        monkeypatch.setenv(variable, value)
     trainer = trained_client(service, "qwen3")
     client = trainer.save_weights_and_get_sampling_client().result()
     handle = client.get_sampler_handle()
@@ -223,7 +249,7 @@ def test_a_client_keeps_the_checkpoint_it_was_made_on(service: tinker.ServiceCli
     train(trainer, 2, seed=5)
     assert trainer.save_state("kept", overwrite=True).result().path == path
     new = service.create_sampling_client(model_path=path).result()
-    tinker.RestClient().delete_checkpoint_from_tinker_path(path).result()
+    service.create_rest_client().delete_checkpoint_from_tinker_path(path).result()
     assert prompt_logprobs(old, TOKENS) == pytest.approx(before, abs=1e-5)
     assert prompt_logprobs(new, TOKENS) == pytest.approx(forward(trainer, TOKENS), abs=1e-5)
     with pytest.raises(tinker.NotFoundError, match="does not exist"):

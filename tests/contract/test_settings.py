@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tinker import types
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from tests.clients import forward, make_datum, random_tokens, sample, train
@@ -22,8 +23,19 @@ def test_with_min_p_the_tokens_and_log_probabilities_are_those_of_the_filtered_d
     with serving(qwen3_dir, tmp_path, min_p=min_p) as served, served.client() as service:
         sampler = service.create_sampling_client(base_model="qwen3").result()
         found = sample(sampler, PROMPT, 256, max_tokens=1, temperature=temperature, stop=[])
+    assert_drawn_with_min_p(found, bases["qwen3"], PROMPT, temperature, min_p)
+
+
+def assert_drawn_with_min_p(
+    found: list[types.SampledSequence],
+    base: BaseModel,
+    prompt: list[int],
+    temperature: float,
+    min_p: float,
+) -> None:
+    """Tokens likely enough, with the log-probabilities of the distribution that is left."""
     with torch.no_grad():
-        logits_V = bases["qwen3"].module(torch.tensor([PROMPT])).logits[0, -1].double().numpy()
+        logits_V = base.module(torch.tensor([prompt])).logits[0, -1].double().numpy()
     p_V = np.exp((logits_V - logits_V.max()) / temperature)
     kept_V = p_V >= min_p
     logprobs_V = np.log(p_V / p_V[kept_V].sum())

@@ -22,8 +22,10 @@ from tinsmith.backend.sampling.snapshots import MAX_IN_MEMORY
 TOKENS = random_tokens(0, 40)
 
 
-def test_training_on_does_not_change_what_an_older_client_samples(service: tinker.ServiceClient):
-    trainer = trained_client(service, "qwen3")
+def test_training_on_does_not_change_what_an_older_client_samples(
+    each_service: tinker.ServiceClient,
+):
+    trainer = trained_client(each_service, "qwen3")
     old = trainer.save_weights_and_get_sampling_client().result()
     before = forward(trainer, TOKENS)
     drawn = [list(s.tokens) for s in sample(old, TOKENS, 3, max_tokens=20, seed=0)]
@@ -35,8 +37,10 @@ def test_training_on_does_not_change_what_an_older_client_samples(service: tinke
     assert [list(s.tokens) for s in sample(old, TOKENS, 3, max_tokens=20, seed=0)] == drawn
 
 
-def test_more_snapshots_than_stay_in_memory_all_sample_rightly(service: tinker.ServiceClient):
-    trainer = trained_client(service, "llama", steps=1)
+def test_more_snapshots_than_stay_in_memory_all_sample_rightly(
+    each_service: tinker.ServiceClient,
+):
+    trainer = trained_client(each_service, "qwen3", steps=1)
     snapshots, truths = [], []
     for step in range(MAX_IN_MEMORY + MAX_REPLICAS + 2):
         train(trainer, 1, seed=step)

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from tests.clients import (
     trained_client,
 )
 from tests.conftest import require_vllm
-from tests.in_process import Served
+from tests.contract.test_settings import assert_drawn_with_min_p
+from tests.in_process import Served, serving
 from tinsmith.backend.model.adapter import (
     AdapterWeights,
     LoraSettings,
@@ -51,6 +53,7 @@ TOLERANCE = 1e-4
 TOKENS = random_tokens(0, 30)
 PROMPT = types.ModelInput.from_ints(TOKENS)
 NUM_SWAPS = 20
+REQUEST = SamplingRequest(tuple(TOKENS), 1, 10, 1.0, -1, 1.0, 0, frozenset())
 
 
 def engine_pid(served: Served) -> int:
@@ -106,6 +109,22 @@ def test_an_engine_killed_in_the_middle_of_a_step_is_replaced_and_the_step_compl
     assert repeated.sequences[0].logprobs == pytest.approx(truth[len(TOKENS) - 1 :], abs=TOLERANCE)
 
 
+def test_an_engine_that_is_told_to_end_goes_on_as_long_as_its_server(
+    vllm_served: Served, vllm_service: tinker.ServiceClient
+):
+    """SLURM sends SIGTERM to every process of a job, whose stage then ends its step and saves."""
+    sampler = vllm_service.create_sampling_client(base_model="qwen3").result()
+    before = engine_pid(vllm_served)
+    pending = sampler.sample(PROMPT, 4, Params(max_tokens=200, seed=5, stop=[]))
+    while not vllm_served.core.pool.num_running:
+        time.sleep(0.001)
+    for process in (psutil.Process(before), *psutil.Process(before).children(recursive=True)):
+        process.terminate()
+    assert [len(sequence.tokens) for sequence in pending.result().sequences] == [200] * 4
+    assert len(sample(sampler, TOKENS, max_tokens=1, stop=[])) == 1
+    assert engine_pid(vllm_served) == before
+
+
 def test_what_vllm_cannot_answer_is_answered_all_the_same(vllm_service: tinker.ServiceClient):
     """By the trainer's own model: a tiny temperature, greedy log-probabilities of a cut
     distribution, and draws in place of prompt tokens."""
@@ -147,14 +166,15 @@ def test_adapters_are_hot_swapped_beside_the_base_model_as_on_a_gpu(
             weights = random_adapter(base, rank=4, seed=seed)
             snapshots.add(name, base, weights)
             line.replace(name)
-            assert_scored_as_trained(line, base, name, weights, changed)
+            assert_sampled_as_trained(line, base, name, weights, changed)
             assert len(line.holder.residents) <= 3, "two adapters and the base model"
+        assert_replaced_while_completions_run(line, base, snapshots, changed)
         assert line.holder.pid == first_pid, "no engine was started again for a swap"
         line.forget("a", TinsmithError("unheld"))
         assert "a" not in line.holder.residents
         wide = random_adapter(base, rank=12, seed=5)
         snapshots.add("wide", base, wide)
-        assert_scored_as_trained(line, base, "wide", wide, changed)
+        assert_sampled_as_trained(line, base, "wide", wide, changed)
         assert line.holder.pid != first_pid
         assert not list((tmp_path / "scratch").iterdir())
     finally:
@@ -171,24 +191,101 @@ def random_adapter(base: BaseModel, rank: int, seed: int) -> AdapterWeights:
     return adapter_weights(module, settings)
 
 
-def assert_scored_as_trained(
+def assert_sampled_as_trained(
     line: Line, base: BaseModel, name: str, weights: AdapterWeights, changed: threading.Event
 ) -> None:
-    request = SamplingRequest(
-        tuple(TOKENS), 1, 1, 1.0, -1, 1.0, 0, frozenset(), wants_prompt_logprobs=True
-    )
+    """Beside requests on the base model, which share its steps."""
+    plain = ask(line, f"base:{base.name}", replace(REQUEST, max_tokens=30))
+    answers = ask(line, name, REQUEST)
+    step_until(line, changed, answers, plain)
+    for [result], is_base in ((answers, False), (plain, True)):
+        [completion] = result.sequences
+        own = trainers_logprobs(base, None if is_base else weights, completion.tokens)
+        other = trainers_logprobs(base, weights if is_base else None, completion.tokens)
+        np.testing.assert_allclose(completion.logprobs, own, rtol=0, atol=TOLERANCE)
+        assert np.abs(own - other).max() > 100 * TOLERANCE
+
+
+def trainers_logprobs(
+    base: BaseModel, weights: AdapterWeights | None, tokens: Sequence[int]
+) -> np.ndarray:
+    """Log-probabilities of a completion's tokens by the trainer's model."""
+    logprobs_TV = expected_logprobs(base, weights, [*TOKENS, *tokens])
+    return logprobs_TV[np.arange(len(tokens)) + len(TOKENS) - 1, tokens]
+
+
+def assert_replaced_while_completions_run(
+    line: Line, base: BaseModel, snapshots: Snapshots, changed: threading.Event
+) -> None:
+    """New weights for `b` in the midst of completions on `b` and on `c`, which keeps its own."""
+    before, beside = random_adapter(base, rank=4, seed=4), random_adapter(base, rank=4, seed=3)
+    first, long = 20, replace(REQUEST, max_tokens=150)
+    kept, replaced = ask(line, "c", long), ask(line, "b", long)
+    step_until(line, changed, ask(line, "b", replace(long, max_tokens=first)))
+    assert line.num_running == 2
+    snapshots.add("b", base, random_adapter(base, rank=4, seed=6))
+    line.replace("b")
+    step_until(line, changed, kept, replaced)
+    for results, weights, is_kept in ((kept, beside, True), (replaced, before, False)):
+        [completion] = results[0].sequences
+        gaps = np.abs(completion.logprobs - trainers_logprobs(base, weights, completion.tokens))
+        assert len(gaps) == 150
+        assert gaps[:first].max() <= TOLERANCE
+        assert (gaps.max() <= TOLERANCE) == is_kept
+        assert is_kept or gaps[-first:].max() > 100 * TOLERANCE
+
+
+def ask(line: Line, name: str, request: SamplingRequest) -> list[SamplingResult]:
+    """A list that will hold the answer."""
     results: list[SamplingResult] = []
     line.add(name, Job(request, results.append, lambda error: pytest.fail(str(error))))
-    while not results:
+    return results
+
+
+def step_until(line: Line, changed: threading.Event, *answers: list[SamplingResult]) -> None:
+    while not all(answers):
         assert changed.wait(timeout=300)
         changed.clear()
         line.step()
-    found = results[0].prompt.logprobs
-    assert found is not None
-    expected = expected_logprobs(base, weights, request)
-    np.testing.assert_allclose(found[1:], expected, rtol=0, atol=TOLERANCE)
-    plain = expected_logprobs(base, None, request)
-    assert np.abs(expected - plain).max() > 100 * TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def strict(vllm_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server whose engine has settings that few have."""
+    require_vllm()
+    store = tmp_path_factory.mktemp("strict") / "store"
+    settings: dict[str, Any] = {"min_p": 0.4, "vllm_max_model_len": 100, "vllm_restart_every": 2}
+    settings |= {"sampler": "vllm", "vllm_enforce_eager": True, "threads": 1}
+    with serving(vllm_model_dir, store, **settings) as served:
+        yield served
+
+
+def test_a_servers_min_p_and_longest_sequence_bind_vllm_too(strict: Served, vllm_model_dir: Path):
+    with strict.client() as service:
+        sampler = service.create_sampling_client(base_model="qwen3").result()
+        found = sample(sampler, TOKENS, 256, max_tokens=1, temperature=0.8, stop=[])
+        base = strict.core.bases["qwen3"]
+        assert_drawn_with_min_p(found, base, TOKENS, temperature=0.8, min_p=0.4)
+        assert len(sample(sampler, TOKENS, max_tokens=70, stop=[])[0].tokens) == 70
+        with pytest.raises(
+            tinker.RequestFailedError, match=r"vllm_max_model_len of 100 .* 30 \+ 71"
+        ):
+            sample(sampler, TOKENS, max_tokens=71, stop=[])
+
+
+def test_an_engine_is_replaced_when_it_took_as_many_weights_as_the_setting_says(strict: Served):
+    with strict.client() as service:
+        trainer = trained_client(service, "qwen3")
+        pids, held = [], []
+        for swap in range(3):
+            train(trainer, 1, seed=swap, rate=3e-2)
+            held.append(trainer.save_weights_and_get_sampling_client().result())
+            truth = forward(trainer, TOKENS)
+            pending = held[0].sample(PROMPT, 2, Params(max_tokens=60, stop=[]))
+            assert prompt_logprobs(held[-1], TOKENS) == pytest.approx(truth, abs=TOLERANCE)
+            assert len(pending.result().sequences) == 2, "the old engine ended what it was at"
+            pids.append(engine_pid(strict))
+        assert pids[0] == pids[1] != pids[2]
 
 
 def test_a_model_that_vllm_does_not_compute_stops_the_server_with_vllms_words(qwen3_dir: Path):

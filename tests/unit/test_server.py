@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tinsmith.backend.server import HOST, remove_left_snapshots
+import pytest
+
+from tinsmith.backend.server import HOST, remove_left_snapshots, running_core
+from tinsmith.errors import TinsmithError
+from tinsmith.settings import ServerSettings
 
 
 def test_only_what_dead_servers_of_this_machine_left_is_removed(tmp_path: Path):
@@ -19,3 +23,13 @@ def test_only_what_dead_servers_of_this_machine_left_is_removed(tmp_path: Path):
     remove_left_snapshots(tmp_path)
     assert not left.exists()
     assert all((folder / "snapshot").is_dir() for folder in kept)
+
+
+def test_an_engine_that_has_no_place_is_refused_before_a_model_is_loaded(tmp_path: Path):
+    places = {"store": str(tmp_path / "store"), "vllm_python": str(tmp_path / "nowhere")}
+    models = {"m": str(tmp_path / "missing")}
+    settings = ServerSettings(
+        models=models, api_key="tml-x", device="cpu", sampler="vllm", **places
+    )
+    with pytest.raises(TinsmithError, match=r"there is no .*nowhere"), running_core(settings):
+        pass

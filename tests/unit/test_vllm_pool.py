@@ -19,6 +19,7 @@ from tinsmith.backend.vllm_sampler.launch import choose_gpus, find_python, launc
 from tinsmith.backend.vllm_sampler.messages import (
     completion_of,
     is_for_vllm,
+    parts_of,
     prompt_scores_of,
     seed_of,
 )
@@ -52,6 +53,9 @@ def pool_of(base: BaseModel, folder: Path) -> VllmPool:
     ("changes", "expected"),
     [
         ({}, True),
+        ({"max_tokens": 1}, True),
+        ({"max_tokens": 1, "wants_prompt_logprobs": True}, False),
+        ({"wants_prompt_logprobs": True}, True),
         ({"temperature": 0.0}, True),
         ({"temperature": 0.0, "top_k": 5}, False),
         ({"temperature": 0.0, "min_p": 0.1}, False),
@@ -64,7 +68,24 @@ def pool_of(base: BaseModel, folder: Path) -> VllmPool:
 def test_what_vllm_would_answer_otherwise_stays_with_the_trainers_model(
     changes: dict[str, Any], expected: bool
 ):
-    assert is_for_vllm(replace(REQUEST, **changes)) is expected
+    assert is_for_vllm(replace(REQUEST, **changes), merges=False) is expected
+
+
+def test_prompts_are_scored_by_the_trainers_model_where_vllm_would_not_as_the_server_promises():
+    """What vLLM draws does not depend on it."""
+    plain = replace(REQUEST, topk_sample_logprobs=2)
+    scores = {"wants_prompt_logprobs": True, "prompt_logprobs_last_n": 1, "topk_prompt_logprobs": 3}
+    alternatives = {"prompt_alt_tokens_k": 2}
+    local = replace(REQUEST, max_tokens=1)
+    assert parts_of(plain, merges=False) is None
+    assert parts_of(replace(plain, **scores), merges=True) is None
+    assert parts_of(replace(plain, **scores), merges=False) == (replace(local, **scores), plain)
+    both = replace(plain, **scores, **alternatives)
+    assert parts_of(both, merges=True) == (
+        replace(local, **alternatives),
+        replace(plain, **scores),
+    )
+    assert parts_of(both, merges=False) == (replace(local, **scores, **alternatives), plain)
 
 
 def test_seeds_of_samples_differ_between_samples_and_between_seeds():

@@ -1,7 +1,6 @@
 """A vLLM engine's process as its server sees it, played by programs that do what engines do when
 they fail; real engines are in tests/contract/test_vllm.py."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -10,26 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tinsmith.backend.vllm_sampler.launch import Launch, advice
+from tests.engine_programs import READY, launch_of_program
+from tinsmith.backend.vllm_sampler.launch import advice
 from tinsmith.backend.vllm_sampler.process import WORKER, VllmProcess, last_words
-
-READY = """
-import json, os, socket, sys, time
-channel = socket.socket(fileno=int(sys.argv[-1])).makefile("rwb")
-settings = json.loads(channel.readline())
-def say(**message):
-    channel.write(json.dumps(message).encode() + b"\\n")
-    channel.flush()
-say(event="ready", vllm="0")
-"""
 
 
 def start(folder: Path, program: str, stuck_s: float = 60.0) -> VllmProcess:
     """A process of `program`, which is called as the engine is."""
-    python = folder / "python"
-    python.write_text(f"#!{sys.executable}\n{program}")
-    python.chmod(0o755)
-    return VllmProcess(Launch(python, os.environ, {"model": "m"}), lambda: None, stuck_s)
+    return VllmProcess(launch_of_program(folder, program), lambda: None, stuck_s)
 
 
 def test_an_engine_that_does_not_start_leaves_its_last_words(tmp_path: Path):
@@ -90,6 +77,9 @@ def test_an_engine_ends_when_its_server_is_gone():
     ("words", "remedy"),
     [
         ("ValueError: Free memory on device cuda:0 (9.1/80 GiB) on startup is less", "memory is"),
+        ("ValueError: Available memory on node 0 (10.32/23.54 GiB) on kv cache allocation is less"
+         " than requested memory for kv (900.0 GiB). Decrease --kv-cache-memory-bytes,"
+         " VLLM_CPU_KVCACHE_SPACE, or reduce CPU memory", "lower the variable VLLM_CPU_KVCACHE"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "vllm_max_loras"),
         ("ValueError: To serve at least one request with the models's max seq len (40960), 5.6 GiB"
          " KV cache is needed", "lower vllm_max_model_len"),
@@ -97,6 +87,7 @@ def test_an_engine_ends_when_its_server_is_gone():
         ("RuntimeError: The NVIDIA driver on your system is too old", "driver's version"),
         ("ValueError: Model architectures ['X'] are not supported for now.", "transformers"),
         ("RuntimeError: Unsupported CPU attention configuration: head_dim=16", "transformers"),
+        ("ModuleNotFoundError: No module named 'vllm'", "vllm_python must name"),
         ("KeyError: 'x'", "server's log"),
     ],
 )  # fmt: skip
@@ -112,5 +103,5 @@ def test_the_last_words_are_the_last_error_if_there_is_one():
         "bye",
     ]
     assert last_words(lines) == "huggingface_hub.errors.XError: second"
-    assert last_words(["INFO start", "Killed", ""]) == "Killed"
+    assert last_words(["INFO start", "Killed.", ""]) == "Killed"
     assert last_words([]) == "it said nothing"

@@ -19,7 +19,7 @@ from tinsmith.backend.futures import Failure, Promises
 from tinsmith.backend.listening import listen, listening_socket, stop_when_told
 from tinsmith.backend.logs import configure_logs
 from tinsmith.backend.metrics import Metrics
-from tinsmith.backend.model.base_model import BaseModel, load_base_models
+from tinsmith.backend.model.base_model import BaseModel, choose_device, load_base_models
 from tinsmith.backend.model.check import check_model
 from tinsmith.backend.model.loss_choice import check_substitutes
 from tinsmith.backend.ranks.group import RankGroup, check_launch, running_ranks
@@ -30,6 +30,7 @@ from tinsmith.backend.seeds import Seeds
 from tinsmith.backend.sequencer import Sequencer
 from tinsmith.backend.storage.expiry import expiring_checkpoints
 from tinsmith.backend.storage.store import Store
+from tinsmith.backend.vllm_sampler.launch import place_of
 from tinsmith.backend.vllm_sampler.pool import VllmPool
 from tinsmith.backend.wire.app import make_app
 from tinsmith.backend.wire.traffic.recorder import opened_recording
@@ -154,6 +155,8 @@ def _engine_stopped(error: BaseException) -> Failure:
 
 
 def _load(settings: ServerSettings, ranks: RankGroup | None) -> dict[str, BaseModel]:
+    if settings.sampler == "vllm":  # refused before minutes are spent on loading
+        place_of(choose_device(settings.device), settings)
     mesh = None if ranks is None else ranks.mesh
     bases = load_base_models(settings.models, settings.device, settings.dtype, mesh)
     for base in bases.values():

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 
 from tinsmith.backend.model.base_model import BaseModel
-from tinsmith.backend.sampling.request import SamplingRequest
 from tinsmith.backend.sampling.snapshots import Snapshots
 from tinsmith.backend.vllm_sampler.launch import Launch, advice
-from tinsmith.backend.vllm_sampler.messages import prompt_scores_of, sample_order
+from tinsmith.backend.vllm_sampler.messages import sample_order, top_of
 from tinsmith.backend.vllm_sampler.probe import check_probe, expected_logprobs, probe_request
 from tinsmith.backend.vllm_sampler.process import VllmProcess
 from tinsmith.backend.vllm_sampler.residents import Resident, Residents
@@ -28,12 +27,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Probe:
-    """A prompt whose log-probabilities decide whether weights may be sampled from."""
+    """What decides whether weights may be sampled from: the log-probabilities [V] that a token
+    after the probe's prompt has by the trainer's model."""
 
     snapshot_id: str
     salt: str
-    request: SamplingRequest
-    expected: np.ndarray
+    expected_V: np.ndarray
 
 
 class Holder:
@@ -53,7 +52,7 @@ class Holder:
         self._snapshots = snapshots
         self._on_event = on_event
         self.residents = Residents(launch.merges, launch.engine["max_loras"], scratch)
-        self.num_swaps = 0  # of the engine that runs
+        self.num_swaps = 0  # adapters that the running engine was given
         self._probe_ids = itertools.count(-1, -1)  # beside the requests', which are positive
         self._probes: dict[int, Probe] = {}
         self._process: VllmProcess | None = None
@@ -95,6 +94,16 @@ class Holder:
     @property
     def has_events(self) -> bool:
         return self._process is not None and self._process.has_events
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is an engine, or one on its way, that does not sleep."""
+        return self._process is not None and not self._is_asleep
+
+    @property
+    def is_probing(self) -> bool:
+        """Whether the engine still has to show what it computes with some weights."""
+        return bool(self._probes)
 
     def take(self) -> list[dict[str, Any]]:
         return [] if self._process is None else self._process.take()
@@ -152,14 +161,15 @@ class Holder:
             self.say({"do": "remove", "number": number})
         resident = self.residents.install(snapshot_id, self._base, weights)
         path = None if resident.folder is None else str(resident.folder)
+        self.num_swaps += path is not None
         if path is not None or self.launch.merges:
-            self.num_swaps += 1
             self.say({"do": "install", "number": resident.number, "path": path})
         request = probe_request(self._base)
         probe_id = next(self._probe_ids)
         self.say(sample_order(probe_id, resident, request, [0]))
-        expected = expected_logprobs(self._base, weights, request)  # while the engine does its part
-        self._probes[probe_id] = Probe(snapshot_id, resident.salt, request, expected)
+        # While the engine does its part.
+        expected_V = expected_logprobs(self._base, weights, request.prompt)[-1]
+        self._probes[probe_id] = Probe(snapshot_id, resident.salt, expected_V)
         self.expect_answers(True)
         return resident
 
@@ -218,10 +228,9 @@ class Holder:
         resident = self.residents.get(probe.snapshot_id)
         if resident is None or resident.salt != probe.salt:
             return None  # newer weights are on their way, with a probe of their own
-        found = prompt_scores_of(probe.request, answer).logprobs
-        assert found is not None
+        top = top_of(answer)
         try:
-            check_probe(found[1:], probe.expected, self._base.dtype)
+            check_probe(top.logprobs[0], probe.expected_V[top.token_ids[0]], self._base.dtype)
         except TinsmithError as error:
             return probe.snapshot_id, error
         self.residents.verify(probe.snapshot_id)

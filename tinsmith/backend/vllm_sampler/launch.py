@@ -29,6 +29,11 @@ MAX_SHARE_AWAKE = 0.5
 # What vLLM prints -> what to do about it.
 ADVICE = (
     (
+        r"VLLM_CPU_KVCACHE_SPACE",
+        "less memory is free than vLLM's cache is to take: lower the variable "
+        "VLLM_CPU_KVCACHE_SPACE (GiB), or end what else runs there",
+    ),
+    (
         r"Free memory on device|desired (GPU|CPU) memory",
         "less memory is free than vLLM is to take: lower vllm_gpu_memory_utilization, or end what "
         "else runs there",
@@ -47,6 +52,11 @@ ADVICE = (
         r"infer device type|libcuda|[Nn]o CUDA|NVIDIA driver|CUDA driver|device-side",
         "vLLM sees no GPU that it can use: check nvidia-smi and the driver's version; on a machine "
         "without a GPU start with --device cpu",
+    ),
+    (
+        r"No module named 'vllm'",
+        "vllm_python must name a Python that has vLLM, such as `make vllm-cpu` or `make vllm-cuda` "
+        "makes",
     ),
     (
         r"not supported|[Uu]nsupported|no module or parameter|unexpected keyword",
@@ -79,23 +89,26 @@ class Launch:
         return replace(self, engine={**self.engine, "max_lora_rank": fitting})
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The interpreter of vLLM's environment, and the GPUs, which the trainer may share."""
+
+    python: Path
+    gpus: list[int]
+    is_shared: bool
+
+
 def launch_of(base: BaseModel, settings: ServerSettings) -> Launch:
     """How the engine of a model is started; refused where it cannot be."""
     environment = dict(os.environ)
     environment.pop("PYTHONPATH", None)  # the server's packages are not the engine's
     environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    sleeps = False
+    place = place_of(base.device, settings)
     if base.device.type == "cpu":
         _limit_cpu(environment, settings)
     else:
-        first = base.device.index or 0
-        gpus, is_shared = choose_gpus(
-            torch.cuda.device_count(),
-            range(first, first + settings.num_gpus),
-            settings.vllm_tensor_parallel_size,
-        )
-        environment["CUDA_VISIBLE_DEVICES"] = _visible(gpus)
-        sleeps = is_shared and settings.vllm_gpu_memory_utilization > MAX_SHARE_AWAKE
+        environment["CUDA_VISIBLE_DEVICES"] = _visible(place.gpus)
+    share = settings.vllm_gpu_memory_utilization
     if settings.vllm_enforce_eager:
         environment["TORCHDYNAMO_DISABLE"] = "1"
     engine = {
@@ -104,18 +117,30 @@ def launch_of(base: BaseModel, settings: ServerSettings) -> Launch:
         "dtype": str(base.dtype).removeprefix("torch."),
         # The last sampled token is never fed back, so it may lie one past the context.
         "max_model_len": settings.vllm_max_model_len or base.context_length + 1,
-        "gpu_memory_utilization": settings.vllm_gpu_memory_utilization,
+        "gpu_memory_utilization": share,
         "tensor_parallel_size": settings.vllm_tensor_parallel_size,
         "enforce_eager": settings.vllm_enforce_eager,
         "max_num_seqs": MAX_SEQUENCES,
-        "sleeps": sleeps,
+        "sleeps": place.is_shared and share > MAX_SHARE_AWAKE,
         "merges": should_merge(base.device, base.dtype),
         "max_lora_rank": FIRST_MAX_RANK,
         "max_loras": settings.vllm_max_loras,
         "lora_layers": _adapted_layers(base),
     }
-    python = find_python(base.device.type, settings.vllm_python)
-    return Launch(python, environment, engine)
+    return Launch(place.python, environment, engine)
+
+
+def place_of(device: torch.device, settings: ServerSettings) -> Place:
+    """Where an engine runs beside a trainer on `device`; refused if there is no such place."""
+    python = find_python(device.type, settings.vllm_python)
+    size = settings.vllm_tensor_parallel_size
+    if device.type == "cpu":
+        if size != 1:
+            raise TinsmithError(f"vllm_tensor_parallel_size must be 1 on a CPU, got {size}")
+        return Place(python, [], is_shared=False)
+    first = device.index or 0
+    trainers = range(first, first + settings.num_gpus)
+    return Place(python, *choose_gpus(torch.cuda.device_count(), trainers, size))
 
 
 def _adapted_layers(base: BaseModel) -> list[str] | None:
@@ -171,11 +196,6 @@ def _visible(gpus: list[int]) -> str:
 
 
 def _limit_cpu(environment: dict[str, str], settings: ServerSettings) -> None:
-    if settings.vllm_tensor_parallel_size != 1:
-        raise TinsmithError(
-            "vllm_tensor_parallel_size must be 1 on a CPU, got "
-            f"{settings.vllm_tensor_parallel_size}"
-        )
     if settings.threads is not None:
         environment["OMP_NUM_THREADS"] = str(settings.threads)
     environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

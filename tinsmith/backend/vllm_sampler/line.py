@@ -52,13 +52,25 @@ class Line:
         self._holder.stop()
 
     @property
-    def has_events(self) -> bool:
-        return self._holder.has_events
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do until the engine says something or more is asked."""
+        is_asked = bool(self._lost or self._waiting)
+        return not self._holder.has_events and (self._holder.is_up or not is_asked)
 
     @property
     def holder(self) -> Holder:
         """The engine's process and the weights in it."""
         return self._holder
+
+    @property
+    def merges(self) -> bool:
+        """Whether the engine has the weights of one snapshot at a time, merged into its own."""
+        return self._holder.launch.merges
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether the engine gives up its memory while the trainer's model computes."""
+        return self._holder.launch.sleeps
 
     @property
     def num_waiting(self) -> int:
@@ -101,9 +113,12 @@ class Line:
             self._take_back(order_id)
 
     def replace(self, snapshot_id: str) -> None:
-        """Give the engine a snapshot's new weights, if it holds older ones of it."""
-        if snapshot_id in self._holder.residents:
+        """Let what is under way on a snapshot go on with its new weights; without any, the engine
+        is given them when they are asked for."""
+        if any(flight.snapshot_id == snapshot_id for flight in self._flights.values()):
             self._holder.install(snapshot_id, in_use=())
+        else:
+            self._holder.unload(snapshot_id)
 
     def forget(self, snapshot_id: str, error: BaseException) -> None:
         """Unload a snapshot and fail what is asked of it."""
@@ -123,16 +138,17 @@ class Line:
 
     def rest(self) -> None:
         """Finish what the engine is at, and let it give up its memory until there is more."""
-        if self._holder.launch.sleeps:
-            while self._flights and self._holder.is_ready:
+        if self.sleeps:
+            while (self._flights or self._holder.is_probing) and self._holder.is_ready:
                 self._handle(self._holder.wait())
             self._holder.sleep()
 
     def _admit(self) -> None:
         if self._lost or self._waiting:
             self._holder.wake()
-        if self._holder.is_ready and not self._is_making_way():
-            for snapshot_id in self._turns():
+        turns = self._turns()
+        if self._holder.is_ready and not self._is_making_way(turns):
+            for snapshot_id in turns:
                 self._serve(snapshot_id)
         self._holder.expect_answers(bool(self._flights))
 
@@ -142,7 +158,7 @@ class Line:
         asked = list(dict.fromkeys([*(f.snapshot_id for f in self._lost), *self._waiting]))
         current = self._holder.residents.current
         if current is None:
-            return asked[:1] if self._holder.launch.merges else asked
+            return asked[:1] if self.merges else asked
         others = [snapshot_id for snapshot_id in asked if snapshot_id != current]
         is_over = time.monotonic() - self._turn_began_s > TURN_S
         if current in asked and not (others and is_over):
@@ -186,10 +202,18 @@ class Line:
         self._holder.say({"do": "cancel", "id": order_id})
         return self._flights.pop(order_id)
 
-    def _is_making_way(self) -> bool:
-        """Whether the engine took so many weights that a new one is to follow, which it does when
-        it has ended what it is at."""
-        if not self._restart_every or self._holder.num_swaps < self._restart_every:
+    def _is_making_way(self, turns: list[str]) -> bool:
+        """Whether the engine took as many weights as it may and is asked for others: then it ends
+        what it is at, and a new one follows."""
+        left = self._restart_every - self._holder.num_swaps
+        is_asked_for_more = any(key not in self._holder.residents for key in turns)
+        # Below 0 with weights that were replaced while completions ran on them.
+        if (
+            not self._restart_every
+            or not turns
+            or left > 0
+            or (left == 0 and not is_asked_for_more)
+        ):
             return False
         if not self._flights:
             self._holder.restart()

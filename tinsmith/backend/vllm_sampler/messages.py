@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,50 @@ from tinsmith.backend.vllm_sampler.residents import Resident
 TEMPERATURES = (0.01, 2.0)
 
 
-def is_for_vllm(request: SamplingRequest) -> bool:
+def is_for_vllm(request: SamplingRequest, *, merges: bool) -> bool:
     """Whether vLLM draws what a request asks for as the server promises it; the others are left to
-    the trainer's own model."""
+    the trainer's own model, and so are those that it has to score and that draw a single token."""
+    if not merges and request.max_tokens == 1 and _wants_scores(request):
+        return False
     low, high = TEMPERATURES
     temperature = request.temperature
     return low <= temperature <= high or (temperature == 0 and not request.is_truncated)
 
 
-def has_scores_beyond_vllm(request: SamplingRequest) -> bool:
-    """Whether a request also asks of its prompt what the trainer's own model has to answer."""
-    return request.target_tokens is not None or request.prompt_alt_tokens_k > 0
+def parts_of(
+    request: SamplingRequest, *, merges: bool
+) -> tuple[SamplingRequest, SamplingRequest] | None:
+    """A request in two, where it asks of its prompt what vLLM does not answer: the part that the
+    trainer's own model scores, and what vLLM draws; None if vLLM answers all of it.
+
+    Adapters that are not merged vLLM applies to the unembedding of sampled rows alone: with other
+    requests beside it a prompt would be scored without its adapter, or by another's.
+    """
+    is_beyond = request.target_tokens is not None or request.prompt_alt_tokens_k > 0
+    if not is_beyond and (merges or not _wants_scores(request)):
+        return None
+    drawn = replace(request, target_tokens=None, prompt_alt_tokens_k=0)
+    scored = replace(request, num_samples=1, max_tokens=1, topk_sample_logprobs=0)
+    if merges:
+        return _without_scores(scored), drawn
+    return scored, _without_scores(drawn)
+
+
+def joined(one: PromptScores, other: PromptScores) -> PromptScores:
+    """The scores of both parts of a request, each of which has what the other lacks."""
+    names = [field.name for field in fields(PromptScores)]
+    found = {name: (getattr(one, name), getattr(other, name)) for name in names}
+    return PromptScores(**{k: a if a is not None else b for k, (a, b) in found.items()})
+
+
+def _wants_scores(request: SamplingRequest) -> bool:
+    return request.wants_prompt_logprobs or request.topk_prompt_logprobs > 0
+
+
+def _without_scores(request: SamplingRequest) -> SamplingRequest:
+    return replace(
+        request, wants_prompt_logprobs=False, prompt_logprobs_last_n=None, topk_prompt_logprobs=0
+    )
 
 
 def sample_order(
@@ -72,8 +106,13 @@ def completion_of(answer: dict[str, Any]) -> Completion:
     refuse_diverged(np.asarray(answer["logprobs"]))
     top = None
     if "top_ids" in answer:
-        top = _top(answer["top_ids"], answer["top_logprobs"])
+        top = top_of(answer)
     return Completion(answer["tokens"], answer["logprobs"], answer["reason"], top)
+
+
+def top_of(answer: dict[str, Any]) -> TopLogprobs:
+    """The likeliest tokens of each position of a completion, which were asked for."""
+    return _top(answer["top_ids"], answer["top_logprobs"])
 
 
 def prompt_scores_of(request: SamplingRequest, answer: dict[str, Any]) -> PromptScores:
@@ -100,8 +139,7 @@ def prompt_scores_of(request: SamplingRequest, answer: dict[str, Any]) -> Prompt
 
 
 def _prompt_k(request: SamplingRequest) -> int | None:
-    is_asked = request.wants_prompt_logprobs or request.topk_prompt_logprobs
-    return request.topk_prompt_logprobs if is_asked else None
+    return request.topk_prompt_logprobs if _wants_scores(request) else None
 
 
 def _top(ids: list[list[int]], logprobs: list[list[float]]) -> TopLogprobs:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from tinsmith.backend.model.adapter import LoraSettings
 from tinsmith.backend.model.base_model import BaseModel
@@ -10,12 +9,12 @@ from tinsmith.backend.sampling.interface import Sampling
 from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.backend.sampling.replica import should_merge
-from tinsmith.backend.sampling.request import SamplingResult
+from tinsmith.backend.sampling.request import SamplingRequest, SamplingResult
 from tinsmith.backend.sampling.snapshots import Snapshots
 from tinsmith.backend.vllm_sampler.holder import Holder
 from tinsmith.backend.vllm_sampler.launch import MAX_LORA_VOCABULARY, MAX_RANKS, launch_of
 from tinsmith.backend.vllm_sampler.line import Line
-from tinsmith.backend.vllm_sampler.messages import has_scores_beyond_vllm, is_for_vllm
+from tinsmith.backend.vllm_sampler.messages import is_for_vllm, joined, parts_of
 from tinsmith.errors import TinsmithError
 from tinsmith.settings import ServerSettings
 
@@ -63,7 +62,7 @@ class VllmPool(Sampling):
 
     @property
     def is_idle(self) -> bool:
-        return self._local.is_idle and not any(line.has_events for line in self.lines.values())
+        return self._local.is_idle and all(line.is_idle for line in self.lines.values())
 
     @property
     def num_waiting(self) -> int:
@@ -74,55 +73,55 @@ class VllmPool(Sampling):
         return self._local.num_running + sum(line.num_running for line in self.lines.values())
 
     def add(self, snapshot_id: str, job: Job) -> None:
-        if not is_for_vllm(job.request):
+        merges = self._line(snapshot_id).merges
+        if not is_for_vllm(job.request, merges=merges):
             self._local.add(snapshot_id, job)
-        elif has_scores_beyond_vllm(job.request):
-            self._add_in_parts(snapshot_id, job)
+        elif parts := parts_of(job.request, merges=merges):
+            self._add_in_parts(snapshot_id, job, *parts)
         else:
             self.snapshots.touch(snapshot_id)
             self._line(snapshot_id).add(snapshot_id, job)
 
-    def _add_in_parts(self, snapshot_id: str, job: Job) -> None:
-        """Score the prompt on the trainer's model, then draw by vLLM what it draws without."""
+    def _add_in_parts(
+        self, snapshot_id: str, job: Job, scored: SamplingRequest, drawn: SamplingRequest
+    ) -> None:
+        """Score the prompt on the trainer's model, then let vLLM draw."""
 
-        def draw(scored: SamplingResult) -> None:
-            found = scored.prompt
-
+        def draw(scores: SamplingResult) -> None:
             def deliver(result: SamplingResult) -> None:
                 self._parts.pop(job, None)
-                prompt = replace(
-                    result.prompt, targets=found.targets, alternatives=found.alternatives
-                )
+                prompt = joined(scores.prompt, result.prompt)
                 job.deliver(SamplingResult(result.sequences, prompt))
 
-            request = replace(job.request, target_tokens=None, prompt_alt_tokens_k=0)
-            self._parts[job] = part = Job(request, deliver, fail, job.session_id, job.watch)
+            self._parts[job] = part = Job(drawn, deliver, fail, job.session_id, job.watch)
             self._line(snapshot_id).add(snapshot_id, part)
 
         def fail(error: BaseException) -> None:
             self._parts.pop(job, None)
             job.fail(error)
 
-        request = replace(
-            job.request,
-            num_samples=1,
-            max_tokens=1,
-            wants_prompt_logprobs=False,
-            prompt_logprobs_last_n=None,
-            topk_prompt_logprobs=0,
-            topk_sample_logprobs=0,
-        )
-        self._parts[job] = part = Job(request, draw, fail, job.session_id)
+        self._parts[job] = part = Job(scored, draw, fail, job.session_id)
         self._local.add(snapshot_id, part)
 
     def step(self) -> int:
-        sampled = 0 if self._local.is_idle else self._local.step()
+        sampled = self._step_locally()
         for line in self.lines.values():
             try:
                 sampled += line.step()
             except Exception as error:  # requests on one engine must not take the server down
                 log.exception("the requests on a vLLM engine failed")
                 line.fail_all(error)
+        return sampled
+
+    def _step_locally(self) -> int:
+        """Where engines share the trainer's GPU they make room for its model, and it ends all that
+        it has: to change places at each token would cost more."""
+        sampled, shares = 0, any(line.sleeps for line in self.lines.values())
+        while not self._local.is_idle:
+            self.make_room()
+            sampled += self._local.step()
+            if not shares:
+                break
         return sampled
 
     def cancel(self, job: Job) -> None:

@@ -1,4 +1,6 @@
-"""Does an engine sample from what is trained? A prompt's log-probabilities say."""
+"""Does an engine sample from what is trained? The likeliest tokens after a prompt say."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,14 +15,16 @@ from tinsmith.backend.model.forward import token_logprobs
 from tinsmith.backend.sampling.request import SamplingRequest
 from tinsmith.errors import TinsmithError
 
-NUM_TOKENS = 16
+NUM_TOKENS = 16  # of the prompt
+TOP_K = 16
 # In float32 of any token; in 16 bits, where rounding differs from kernel to kernel, of the mean.
 MAX_GAP = 1e-3
 MAX_MEAN_GAP = 0.05
 
 
 def probe_request(base: BaseModel) -> SamplingRequest:
-    """A prompt of tokens from all over the vocabulary, to be scored."""
+    """A prompt of tokens from all over the vocabulary, and what it asks for: the log-probabilities
+    of the likeliest tokens after it, with which vLLM draws."""
     length = min(NUM_TOKENS, base.context_length)
     prompt = np.random.default_rng(0).integers(0, base.vocabulary_size, length).tolist()
     return SamplingRequest(
@@ -32,26 +36,27 @@ def probe_request(base: BaseModel) -> SamplingRequest:
         top_p=1.0,
         seed=0,
         stop_token_ids=frozenset(),
-        wants_prompt_logprobs=True,
+        topk_sample_logprobs=min(TOP_K, base.vocabulary_size),
     )
 
 
 @torch.inference_mode()
 def expected_logprobs(
-    base: BaseModel, weights: AdapterWeights | None, request: SamplingRequest
+    base: BaseModel, weights: AdapterWeights | None, tokens: Sequence[int]
 ) -> np.ndarray:
-    """Log-probabilities [T - 1] of the prompt's tokens but the first, as the trainer has them."""
+    """Log-probabilities [T, V] of what follows each of the tokens, as the trainer has them."""
     module = base.module
     if weights is not None:
         module = attach_adapter(base, weights.settings, seed=0)
         set_adapter_weights(module, weights)
-    ids_1T = torch.tensor([request.prompt], device=base.device)
-    hidden_TD = backbone(module)(input_ids=ids_1T, use_cache=False).last_hidden_state[0, :-1]
-    return token_logprobs(module, hidden_TD, ids_1T[0, 1:]).cpu().numpy()
+    ids_1T = torch.tensor([list(tokens)], device=base.device)
+    hidden_TD = backbone(module)(input_ids=ids_1T, use_cache=False).last_hidden_state[0]
+    ids_TV = torch.arange(base.vocabulary_size, device=base.device).expand(len(tokens), -1)
+    return token_logprobs(module, hidden_TD, ids_TV).cpu().numpy()
 
 
 def check_probe(found: np.ndarray, expected: np.ndarray, dtype: torch.dtype) -> None:
-    """Refuse weights that do not give the trainer's log-probabilities."""
+    """Refuse weights that give tokens other log-probabilities than the trainer's."""
     gaps = np.abs(found - expected)
     is_exact = dtype == torch.float32
     gap, limit = (gaps.max(), MAX_GAP) if is_exact else (gaps.mean(), MAX_MEAN_GAP)

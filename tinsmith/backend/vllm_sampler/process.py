@@ -155,4 +155,4 @@ def last_words(lines: Iterable[str]) -> str:
     """Of what a program printed: its last error, else its last line."""
     printed = [line for line in lines if line.strip()]
     errors = [match[1] for line in printed if (match := ERROR_LINE.search(line))]
-    return (errors or printed or ["it said nothing"])[-1].strip()
+    return (errors or printed or ["it said nothing"])[-1].strip().removesuffix(".")

@@ -11,6 +11,11 @@ import signal
 import sys
 import time
 
+# A scheduler sends it to every process of a job that is to end, while the server still needs its
+# engine to finish the step; this process ends with the server's socket. Blocked, not ignored, since
+# vLLM's processes for further GPUs set handlers of their own, and inherit this.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
 # Before vLLM is imported. The engine computes in this process, so that its end is the engine's end;
 # the runner whose sampling the tests hold against the trainer; a context with room for a last token
 # that is never fed back.
@@ -19,18 +24,15 @@ os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
-from answers import answer_of
-from channel import Channel
-from engine import Weights, make_engine, sampling_params
+from answers import answer_of  # noqa: E402
+from channel import Channel  # noqa: E402
+from engine import Weights, make_engine, sampling_params  # noqa: E402
 
 # A sign of life while steps go on, for a server that waits for an engine which may be stuck.
 ALIVE_EVERY_S = 1.0
 
 
 def main() -> None:
-    # A scheduler sends it to every process of a job that is to end; the server still needs its
-    # engine to finish and save the step, and this process ends with the server's socket.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = Channel(int(sys.argv[1]))
     settings = channel.take(wait=True)[0]
     engine = make_engine(settings)
