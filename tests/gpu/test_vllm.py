@@ -9,7 +9,7 @@ import pytest
 import tinker
 import torch
 
-from tests.clients import forward, prompt_logprobs, random_tokens, train, trained_client
+from tests.clients import forward, prompt_logprobs, random_tokens, sample, train, trained_client
 from tests.in_process import Served, serving
 from tests.models import make_model
 from tinsmith.backend.vllm_sampler.launch import ROOT
@@ -50,8 +50,14 @@ def test_swaps_between_training_steps_sample_from_the_right_weights(served: tupl
             held.append(
                 (trainer.save_weights_and_get_sampling_client().result(), forward(trainer, TOKENS))
             )
-            for sampler, truth in held:  # wakes the engine that the training put to sleep
+            for sampler, truth in held:
                 gaps = np.abs(np.subtract(prompt_logprobs(sampler, TOKENS), truth))
+                assert gaps.mean() <= MEAN_GAP[dtype], "the trainer's own model scores prompts"
+                # Wakes the engine that the training put to sleep.
+                [sequence] = sample(sampler, TOKENS, max_tokens=30, seed=step, stop=[])
+                whole = prompt_logprobs(sampler, [*TOKENS, *sequence.tokens])
+                assert sequence.logprobs is not None
+                gaps = np.abs(np.subtract(sequence.logprobs, whole[len(TOKENS) - 1 :]))
                 assert gaps.mean() <= MEAN_GAP[dtype]
         assert holder.pid == first_pid
 
@@ -62,7 +68,7 @@ def test_the_engines_memory_is_given_up_while_the_trainer_computes(served: tuple
     with server.client() as client:
         trainer = trained_client(client, "qwen3")
         sampler = trainer.save_weights_and_get_sampling_client().result()
-        prompt_logprobs(sampler, TOKENS)
+        sample(sampler, TOKENS, max_tokens=1, stop=[])
         awake_bytes, _ = torch.cuda.mem_get_info(0)
         forward(trainer, TOKENS)
         asleep_bytes, total_bytes = torch.cuda.mem_get_info(0)
