@@ -34,7 +34,8 @@ class Line:
     the counts."""
 
     def __init__(self, holder: Holder, restart_every: int = 0) -> None:
-        """`restart_every` is the number of swaps after which a new engine follows; 0: none."""
+        """`restart_every` is how many adapters an engine is given before a new one takes its
+        place; 0: as many as come."""
         self._holder = holder
         self._restart_every = restart_every
         self._ids = itertools.count(1)
