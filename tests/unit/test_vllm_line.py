@@ -76,10 +76,10 @@ class Asked:
             else:
                 self.line.step()
 
-    def ask_pool(self, pool: VllmPool, request: SamplingRequest) -> SamplingResult:
+    def ask_pool(self, pool: VllmPool, request: SamplingRequest, name: str = "a") -> SamplingResult:
         results: list[SamplingResult] = []
         fail = pytest.fail
-        pool.add("base", Job(request, results.append, lambda error: fail(str(error))))
+        pool.add(name, Job(request, results.append, lambda error: fail(str(error))))
         while not results:
             if pool.is_idle:
                 assert self.changed.wait(timeout=60), "nobody is about to do anything"
@@ -176,6 +176,7 @@ def pool(asked: Asked) -> VllmPool:
     local = SamplerPool(asked.snapshots, 256)
     pool = VllmPool({"qwen3": asked.base}, settings, asked.snapshots, local)
     pool.lines["qwen3"] = asked.line
+    asked.add_weights("a")
     asked.snapshots.add("base", asked.base, None)
     return pool
 
@@ -198,3 +199,13 @@ def test_the_engine_sleeps_while_the_trainers_model_answers_in_its_place(
     np.testing.assert_array_equal(result.prompt.logprobs, scores)
     assert [list(found.tokens) for found in result.sequences] == [[9]], "as that engine has it"
     assert asked.said()[-1] == "sample"
+
+
+def test_on_a_cpu_the_trainers_model_samples_the_base_model_where_adapters_are_beside_it(
+    asked: Asked, pool: VllmPool
+):
+    """vLLM would add an adapter to it, once there are as many as it has room for."""
+    asked.ask_pool(pool, replace(REQUEST, max_tokens=2), "base")
+    assert "install" not in asked.said()
+    asked.ask_pool(pool, replace(REQUEST, max_tokens=2), "a")
+    assert asked.said()[-3:] == ["install", "sample", "sample"]

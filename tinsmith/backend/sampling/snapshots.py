@@ -100,6 +100,10 @@ class Snapshots:
             return base, self._in_memory[snapshot_id]
         return base, AdapterWeights.load(self._path(snapshot_id), self._on_disk[snapshot_id])
 
+    def is_plain(self, snapshot_id: str) -> bool:
+        """Whether a snapshot is the base model itself."""
+        return self._in_memory.get(snapshot_id, snapshot_id) is None
+
     def base(self, snapshot_id: str) -> BaseModel:
         """The base model of a snapshot."""
         return self._bases[snapshot_id]

@@ -74,13 +74,20 @@ class VllmPool(Sampling):
 
     def add(self, snapshot_id: str, job: Job) -> None:
         merges = self._line(snapshot_id).merges
-        if not is_for_vllm(job.request, merges=merges):
+        if self._is_unsafe(snapshot_id) or not is_for_vllm(job.request, merges=merges):
             self._local.add(snapshot_id, job)
         elif parts := parts_of(job.request, merges=merges):
             self._add_in_parts(snapshot_id, job, *parts)
         else:
             self.snapshots.touch(snapshot_id)
             self._line(snapshot_id).add(snapshot_id, job)
+
+    def _is_unsafe(self, snapshot_id: str) -> bool:
+        """Whether vLLM takes the base model for an adapter: on a CPU it computes rows without one
+        with whatever adapter is the last that it has room for."""
+        is_on_cpu = self.snapshots.base(snapshot_id).device.type == "cpu"
+        merges = self._line(snapshot_id).merges
+        return is_on_cpu and not merges and self.snapshots.is_plain(snapshot_id)
 
     def _add_in_parts(
         self, snapshot_id: str, job: Job, scored: SamplingRequest, drawn: SamplingRequest
