@@ -26,10 +26,13 @@ def test_only_what_dead_servers_of_this_machine_left_is_removed(tmp_path: Path):
 
 
 def test_an_engine_that_has_no_place_is_refused_before_a_model_is_loaded(tmp_path: Path):
-    places = {"store": str(tmp_path / "store"), "vllm_python": str(tmp_path / "nowhere")}
-    models = {"m": str(tmp_path / "missing")}
     settings = ServerSettings(
-        models=models, api_key="tml-x", device="cpu", sampler="vllm", **places
+        models={"m": str(tmp_path / "missing")},
+        api_key="tml-x",
+        device="cpu",
+        store=str(tmp_path / "store"),
+        sampler="vllm",
+        vllm_python=str(tmp_path / "nowhere"),
     )
     with pytest.raises(TinsmithError, match=r"there is no .*nowhere"), running_core(settings):
         pass
