@@ -58,9 +58,10 @@ def preempt(workflow: Workflow, *words: str) -> None:
         assert snakemake.poll() is None, "it ended before its first step"
         time.sleep(0.02)
     processes = psutil.Process(snakemake.pid).children(recursive=True)
-    stage = {"scripts.train", "tinsmith.cli", str(ROOT / "tinsmith/backend/vllm_worker")}
-    ended = [one for one in processes if stage & set(one.cmdline())]
-    assert len(ended) == len(stage)
+    programs = ("scripts.train", "tinsmith.cli", "tinsmith/backend/vllm_worker")
+    words_of = [(one, one.cmdline()[1:3]) for one in processes]
+    ended = [one for one, words in words_of if any(w.endswith(programs) for w in words)]
+    assert len(ended) == len(programs)
     for process in ended:
         process.terminate()
     assert snakemake.wait() != 0
