@@ -72,6 +72,8 @@ def serve(
 @contextmanager
 def running_core(settings: ServerSettings) -> Iterator[Core]:
     """Everything of a server but its HTTP face, at work as long as the block."""
+    if settings.sampler == "vllm":  # refused before minutes are spent on loading
+        place_of(choose_device(settings.device), settings)
     with (
         running_ranks(
             settings.models,
@@ -155,8 +157,6 @@ def _engine_stopped(error: BaseException) -> Failure:
 
 
 def _load(settings: ServerSettings, ranks: RankGroup | None) -> dict[str, BaseModel]:
-    if settings.sampler == "vllm":  # refused before minutes are spent on loading
-        place_of(choose_device(settings.device), settings)
     mesh = None if ranks is None else ranks.mesh
     bases = load_base_models(settings.models, settings.device, settings.dtype, mesh)
     for base in bases.values():
