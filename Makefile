@@ -47,10 +47,13 @@ slurm: $(VENV)/slurm.stamp
 slurm-check: $(VENV)/slurm.stamp
 	python -m scripts.check_slurm
 
-bench: $(VENV)/engine.stamp $(VLLM_CPU)/stamp
+bench: $(VENV)/engine.stamp $(VLLM_CPU)/stamp .venvs/trl.stamp
 	python -m benchmarks.sampling
 	python -m benchmarks.sampling_vllm
 	python -m benchmarks.training
+	python -m benchmarks.grpo
+	python -m benchmarks.start
+	python -m benchmarks.products
 	python -m benchmarks.round_trip
 
 compatibility: $(VENV)/test.stamp .venvs/sdk.stamp
@@ -72,6 +75,11 @@ $(VENV)/slurm.stamp: envs/slurm.txt $(VENV)/engine.stamp
 # For the tests alone, beside .venv: elsewhere the plugin makes every snakemake call slow.
 .venvs/slurm.stamp: envs/slurm.txt $(VENV)/engine.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venvs/slurm -r $<
+	touch $@
+
+# For the benchmarks alone, on what .venv has.
+.venvs/trl.stamp: envs/trl.txt $(VENV)/engine.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venvs/trl -r $<
 	touch $@
 
 .venvs/sdk.stamp: envs/sdk.txt $(VENV)/engine.stamp

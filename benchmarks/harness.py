@@ -4,6 +4,7 @@ import argparse
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from tinsmith.errors import TinsmithError
 from tinsmith.files import write_json
 from tinsmith.serving import local_server
 
@@ -54,6 +56,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of a side")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each side")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--every", type=int, default=1, help="take each Nth sequence only: a trial")
     return parser.parse_args()
 
 
@@ -110,6 +113,14 @@ def measure(contenders: list[Contender], repeats: int) -> list[Measurement]:
         Measurement(c.name, c.num_tokens, statistics.median(seconds[c.name]), seconds[c.name])
         for c in contenders
     ]
+
+
+def find_trl() -> None:
+    """Make `import trl` work: what `make bench` installed for the benchmarks alone."""
+    folder = Path(__file__).parents[1] / ".venvs" / "trl"
+    if not folder.is_dir():
+        raise TinsmithError(f"there is no TRL in {folder}; make .venvs/trl.stamp installs it")
+    sys.path.append(str(folder))
 
 
 def hardware() -> dict[str, str]:

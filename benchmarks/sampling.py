@@ -1,9 +1,10 @@
-"""Sampling: the local backend, through SDK and HTTP, beside Hugging Face `generate`.
+"""Sampling: the local backend, through SDK and HTTP, beside transformers alone.
 
-`python -m benchmarks.sampling`. The backend samples with a LoRA adapter of rank 32; the peer runs
-the plain base model, without one. Both draw at temperature 1 and never stop early, so that the
-number of tokens is fixed. `generate` has one length a batch: it runs until the longest is done,
-and only the tokens that were asked for count.
+`python -m benchmarks.sampling`. The backend samples with a LoRA adapter of rank 32; the peers run
+the plain base model, without one: transformers' continuous batching, and `generate`, to which the
+ratios are. All draw at temperature 1 and never stop early, so that the number of tokens is fixed.
+`generate` has one length a batch: it runs until the longest is done, and only the tokens that were
+asked for count; 1,000 prompts go through it 64 at a time.
 """
 
 import random
@@ -14,11 +15,12 @@ from pathlib import Path
 import tinker
 import torch
 from tinker import types
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from benchmarks.harness import MODEL_NAME, Contender, measure, parse_arguments, report, service
 
 VOCABULARY = 256  # bytes
+MAX_ROWS = 64  # of one call of generate
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +33,18 @@ class Ask:
 
 
 def main() -> None:
-    arguments = parse_arguments("sampling beside Hugging Face generate")
+    arguments = parse_arguments("sampling beside transformers")
     cases = {
         "64 ragged prompts": ragged(),
         "16 prompts x 8 samples": groups(),
         "1 prompt": single(),
+        "1,000 prompts at once": concurrent(),
     }
     with service(arguments) as (client, directory):
         results = {
-            name: measure(_contenders(client, directory, asks), arguments.repeats)
+            name: measure(
+                _contenders(client, directory, asks[:: arguments.every]), arguments.repeats
+            )
             for name, asks in cases.items()
         }
     report("Sampling, float32, LoRA rank 32", results, arguments)
@@ -62,6 +67,12 @@ def single() -> list[Ask]:
     return [Ask(_prompt(random.Random(2), 64), 1, 128)]
 
 
+def concurrent() -> list[Ask]:
+    """1,000 prompts of 8 to 64 tokens, completions of 16 tokens."""
+    rng = random.Random(3)
+    return [Ask(_prompt(rng, rng.randint(8, 64)), 1, 16) for _ in range(1000)]
+
+
 def _prompt(rng: random.Random, length: int) -> list[int]:
     return [rng.randrange(VOCABULARY) for _ in range(length)]
 
@@ -75,7 +86,12 @@ def _contenders(
     num_tokens = sum(ask.num_samples * ask.max_tokens for ask in asks)
     return [
         Contender("tinsmith serve (tinker SDK)", lambda: sample(sampler, asks), num_tokens),
-        Contender("Hugging Face generate", lambda: _generate(model, asks), num_tokens),
+        Contender(
+            "transformers continuous batching",
+            lambda: _generate_continuously(model, asks),
+            num_tokens,
+        ),
+        Contender("Hugging Face generate", lambda: _generate_all(model, asks), num_tokens),
     ]
 
 
@@ -91,6 +107,24 @@ def sample(sampler: tinker.SamplingClient, asks: Sequence[Ask]) -> None:
     for ask, future in zip(asks, futures, strict=True):
         lengths = {len(sequence.tokens) for sequence in future.result().sequences}
         assert lengths == {ask.max_tokens}, lengths
+
+
+@torch.inference_mode()
+def _generate_continuously(model: torch.nn.Module, asks: Sequence[Ask]) -> None:
+    """A call for each length that is asked for, since a batch has one."""
+    for count in sorted({ask.max_tokens for ask in asks}):
+        prompts = [a.prompt for a in asks if a.max_tokens == count for _ in range(a.num_samples)]
+        config = GenerationConfig(
+            do_sample=True, top_k=0, max_new_tokens=count, eos_token_id=-1, pad_token_id=0
+        )
+        outputs = model.generate_batch(prompts, generation_config=config)  # pyright: ignore[reportCallIssue] untyped in transformers
+        assert all(len(output.generated_tokens) == count for output in outputs.values())
+        assert len(outputs) == len(prompts)
+
+
+def _generate_all(model: torch.nn.Module, asks: Sequence[Ask]) -> None:
+    for start in range(0, len(asks), MAX_ROWS):
+        _generate(model, asks[start : start + MAX_ROWS])
 
 
 @torch.inference_mode()

@@ -42,7 +42,8 @@ class Core:
     """Base models by served name, the store, the engine and the promises of a server.
 
     `sequencer` keeps the requests of each model in order; `token_budget` is what that of the
-    settings comes to on this device; `ranks` share the training where there are several GPUs.
+    settings comes to on this device, `activation_bytes` what the activations of a micro-batch of
+    each base model may take; `ranks` share the training where there are several GPUs.
     """
 
     bases: Mapping[str, BaseModel]
@@ -55,6 +56,7 @@ class Core:
     promises: Promises
     sequencer: Sequencer
     metrics: Metrics
+    activation_bytes: Mapping[str, int]
     ranks: RankGroup | None = None
 
     def base(self, name: str) -> BaseModel:

@@ -19,6 +19,7 @@ from tinsmith.backend.futures import Failure, Promises
 from tinsmith.backend.listening import listen, listening_socket, stop_when_told
 from tinsmith.backend.logs import configure_logs
 from tinsmith.backend.metrics import Metrics
+from tinsmith.backend.model.activations import free_for_activations
 from tinsmith.backend.model.base_model import BaseModel, choose_device, load_base_models
 from tinsmith.backend.model.check import check_model
 from tinsmith.backend.model.loss_choice import check_substitutes
@@ -118,6 +119,9 @@ def _working_core(settings: ServerSettings, ranks: RankGroup | None) -> Iterator
                     promises=promises,
                     sequencer=Sequencer(promises),
                     metrics=metrics,
+                    activation_bytes={
+                        name: _activation_bytes(settings, base) for name, base in bases.items()
+                    },
                     ranks=ranks,
                 )
             finally:
@@ -125,6 +129,12 @@ def _working_core(settings: ServerSettings, ranks: RankGroup | None) -> Iterator
     finally:
         snapshots.remove_all()
         store.close()
+
+
+def _activation_bytes(settings: ServerSettings, base: BaseModel) -> int:
+    if settings.activation_memory_gb == "auto":
+        return free_for_activations(base)
+    return int(1e9 * settings.activation_memory_gb)
 
 
 @contextmanager

@@ -198,6 +198,7 @@ class Training:
             core.token_budget,
             core.ranks,
             core.settings.grad_accum_steps,
+            core.activation_bytes[base_model],
         )
 
     def _open(

@@ -1,8 +1,9 @@
-"""A look at each model before it is served: do our two ways of running it agree with its own?"""
+"""A look at each model before it is served: do our ways of running it agree with its own?"""
 
 import torch
 
 from tinsmith.backend.model.base_model import BaseModel, backbone, unembed
+from tinsmith.backend.model.shared_prompts import Group, pack, use_shared_prompts
 from tinsmith.backend.sampling.keys_values import PromptKeysValues, RunningKeysValues
 from tinsmith.backend.sampling.replica import make_replica
 from tinsmith.errors import TinsmithError
@@ -13,15 +14,19 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 @torch.inference_mode()
 def check_model(base: BaseModel) -> None:
-    """Compare prefill and decode of the sampler, and the trainer's unembedding, with the model's
-    own forward; an architecture that computes something else is refused, not served wrongly."""
+    """Compare prefill and decode of the sampler, and the trainer's unembedding, once behind a
+    shared prompt, with the model's own forward; an architecture that computes something else is
+    refused, not served wrongly."""
     ids_1T = torch.arange(3, device=base.device)[None] % base.vocabulary_size
     truth_TV = torch.log_softmax(base.module(input_ids=ids_1T).logits[0].float(), dim=-1)
     hidden_TD = backbone(base.module)(input_ids=ids_1T, use_cache=False).last_hidden_state[0]
     trained_TV = torch.log_softmax(unembed(base.module, hidden_TD), dim=-1)
+    shared_TV = torch.log_softmax(unembed(base.module, _behind_shared_prompt(base, ids_1T)), -1)
     sampled_V = torch.log_softmax(_last_logits(base, ids_1T), dim=-1)
     difference = max(
-        float((trained_TV - truth_TV).abs().max()), float((sampled_V - truth_TV[-1]).abs().max())
+        float((trained_TV - truth_TV).abs().max()),
+        float((shared_TV - truth_TV).abs().max()),
+        float((sampled_V - truth_TV[-1]).abs().max()),
     )
     if not difference <= TOLERANCE[base.dtype]:
         raise TinsmithError(
@@ -29,6 +34,21 @@ def check_model(base: BaseModel) -> None:
             f"differs from transformers' own by {difference:.3g} in a log-probability (allowed: "
             f"{TOLERANCE[base.dtype]}); the architecture is not supported"
         )
+
+
+def _behind_shared_prompt(base: BaseModel, ids_1T: torch.Tensor) -> torch.Tensor:
+    """Last hidden states of the tokens, all but the last computed together with another's."""
+    module = base.module_tree()
+    use_shared_prompts(module)
+    row = ids_1T[0].cpu().numpy()
+    packed = pack([row[[0, 1, 0]], row], [Group((0, 1), 2)])
+    output = backbone(module)(
+        input_ids=torch.from_numpy(packed.ids_N)[None].to(base.device),
+        position_ids=torch.from_numpy(packed.positions_N)[None].to(base.device),
+        use_cache=False,
+        parts=packed.parts,
+    )
+    return output.last_hidden_state[0][torch.from_numpy(packed.places[1]).to(base.device)]
 
 
 def _last_logits(base: BaseModel, ids_1T: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from tinsmith.backend.model.base_model import backbone, unembed, unembedding
 from tinsmith.backend.model.datums import Datum
 from tinsmith.backend.model.loss_choice import LossChoice
+from tinsmith.backend.model.shared_prompts import Group, find_groups, pack
 
 # Elements of one block of logits: 8 MiB in float32 stay in a CPU's cache, 256 MiB fill a GPU.
 MAX_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
@@ -34,10 +35,14 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[in
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Sum of the loss, and log-probabilities of each datum's target tokens, in their shape."""
+    """Sum of the loss, and log-probabilities of each datum's target tokens, in their shape.
+
+    `token_budget` is what is left of the budget where memory ran out, else None.
+    """
 
     loss: float
     logprobs: list[np.ndarray]
+    token_budget: int | None = None
 
 
 def score_batch(module: PreTrainedModel, batch: Sequence[Datum], choice: LossChoice) -> Scored:
@@ -45,7 +50,7 @@ def score_batch(module: PreTrainedModel, batch: Sequence[Datum], choice: LossCho
     autograd, add its gradient to that of the parameters."""
     device = module.device
     lengths = [len(datum.tokens) for datum in batch]
-    hidden_ND = _hidden_states(module, [datum.tokens for datum in batch])
+    hidden_ND, places_N = _hidden_states(module, [datum.tokens for datum in batch])
     targets = torch.from_numpy(np.concatenate([d.target_tokens for d in batch])).to(device)
     inputs = {
         name: torch.from_numpy(np.concatenate([d.loss_inputs[name] for d in batch])).to(device)
@@ -57,7 +62,9 @@ def score_batch(module: PreTrainedModel, batch: Sequence[Datum], choice: LossCho
     # sequences looks at all tokens once before.
     is_first_N = ~is_active_N if choice.loss.prepare is None else torch.ones_like(is_active_N)
     with torch.no_grad():
-        logprobs[is_first_N] = token_logprobs(module, hidden_ND[is_first_N], targets[is_first_N])
+        logprobs[is_first_N] = _distinct_logprobs(
+            module, hidden_ND[is_first_N], targets[is_first_N], places_N[is_first_N]
+        )
         if choice.loss.prepare is not None:
             rows_N = torch.repeat_interleave(torch.tensor(lengths)).to(device)
             inputs |= choice.loss.prepare(logprobs, inputs, rows_N)
@@ -105,11 +112,32 @@ def _score_active(
     return total, torch.cat(logprobs) if logprobs else none
 
 
-def _hidden_states(module: PreTrainedModel, rows: Sequence[np.ndarray]) -> Tensor:
-    """Last hidden states of all tokens of all rows, [sum of lengths, hidden].
+def _hidden_states(module: PreTrainedModel, rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Last hidden states of all tokens of all rows, [sum of lengths, hidden], and the place where
+    each was computed, the same for tokens of a prompt that rows share."""
+    groups = find_groups(rows)
+    if any(group.size for group in groups):
+        return _shared_hidden_states(module, rows, groups)
+    hidden_ND = _padded_hidden_states(module, rows)
+    return hidden_ND, torch.arange(len(hidden_ND), device=module.device)
 
-    Rows are padded on the right: under causal attention no token sees the padding behind it.
-    """
+
+def _shared_hidden_states(
+    module: PreTrainedModel, rows: Sequence[np.ndarray], groups: Sequence[Group]
+) -> tuple[Tensor, Tensor]:
+    packed = pack(rows, groups)
+    output = backbone(module)(
+        input_ids=torch.from_numpy(packed.ids_N)[None].to(module.device),
+        position_ids=torch.from_numpy(packed.positions_N)[None].to(module.device),
+        use_cache=False,
+        parts=packed.parts,
+    )
+    places_N = torch.from_numpy(np.concatenate(packed.places)).to(module.device)
+    return output.last_hidden_state[0][places_N], places_N
+
+
+def _padded_hidden_states(module: PreTrainedModel, rows: Sequence[np.ndarray]) -> Tensor:
+    """Rows are padded on the right: under causal attention no token sees the padding behind it."""
     longest = max(len(row) for row in rows)
     tokens_BT = np.zeros((len(rows), longest), dtype=np.int64)
     is_token_BT = np.zeros((len(rows), longest), dtype=bool)
@@ -119,6 +147,19 @@ def _hidden_states(module: PreTrainedModel, rows: Sequence[np.ndarray]) -> Tenso
     ids = torch.from_numpy(tokens_BT).to(module.device)
     output = backbone(module)(input_ids=ids, use_cache=False)
     return output.last_hidden_state[torch.from_numpy(is_token_BT).to(module.device)]
+
+
+def _distinct_logprobs(
+    module: PreTrainedModel, hidden_ND: Tensor, targets: Tensor, places_N: Tensor
+) -> Tensor:
+    """`token_logprobs`, where the same target at the same place is scored once."""
+    keys = torch.cat([places_N[:, None], targets.reshape(len(targets), -1)], dim=1)
+    distinct, number_N = torch.unique(keys, dim=0, return_inverse=True)
+    if len(distinct) == len(keys):
+        return token_logprobs(module, hidden_ND, targets)
+    first = torch.empty(len(distinct), dtype=torch.long, device=keys.device)
+    first[number_N] = torch.arange(len(keys), device=keys.device)
+    return token_logprobs(module, hidden_ND[first], targets[first])[number_N]
 
 
 def token_logprobs(module: PreTrainedModel, hidden_ND: Tensor, targets: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -11,10 +11,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from tinsmith.backend.model.activations import peak_bytes, recomputed_layers
 from tinsmith.backend.model.datums import Datum
 from tinsmith.backend.model.forward import Scored, micro_batches, score_batch
 from tinsmith.backend.model.loss_choice import LossChoice
 from tinsmith.backend.model.sharding import ShardedLayers
+from tinsmith.backend.model.shared_prompts import find_groups, num_tokens, packed_batches
 from tinsmith.errors import TinsmithError
 
 # How PyTorch says that memory is out where it raises a bare RuntimeError: CPU, driver, cuBLAS.
@@ -38,6 +40,15 @@ class _Job:
     places: Sequence[int]
     forward_only: bool
     shards: ShardedLayers | None
+    memory_bytes: int | None
+
+    def size(self, rows: Sequence[int]) -> int:
+        """Tokens that go through the model for a micro-batch, padding included."""
+        tokens = [self.data[row].tokens for row in rows]
+        groups = find_groups(tokens)
+        if any(group.size for group in groups):
+            return sum(num_tokens(group, tokens) for group in groups)
+        return len(rows) * max(map(len, tokens))
 
 
 def score(
@@ -49,6 +60,7 @@ def score(
     places: Sequence[int] | None = None,
     min_micro_batches: int = 1,
     shards: ShardedLayers | None = None,
+    memory_bytes: int | None = None,
 ) -> Scored:
     """Run the loss over `data`; unless `forward_only`, add its gradient to the adapter's.
 
@@ -57,14 +69,17 @@ def score(
     they are cut changes its gradient by rounding alone. `places` says where in the client's request
     each datum stood, if `data` is a part of it.
 
-    A micro-batch that does not fit into memory is halved, and halved again, down to one sequence.
-    An error leaves part of the gradient behind.
+    A micro-batch whose activations would take more than `memory_bytes` computes its layers twice,
+    and so does a sequence that does not fit alone.
+    One that does not fit into memory is halved, and halved again, down to one sequence, and so are
+    the others: the budget that is left is among the results. An error leaves part of the gradient
+    behind.
 
     With `shards` all ranks score at the same time, each its own data, if it has any.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     places = places or range(len(data))
-    job = _Job(module, parameters, data, choice, places, forward_only, shards)
+    job = _Job(module, parameters, data, choice, places, forward_only, shards, memory_bytes)
     try:
         with torch.set_grad_enabled(not forward_only):
             return _score_all(job, _plan(data, token_budget, min_micro_batches))
@@ -75,18 +90,27 @@ def score(
 
 def _score_all(job: _Job, plan: list[list[int]]) -> Scored:
     logprobs: list[np.ndarray] = [np.empty(0)] * len(job.data)
-    total = 0.0
+    total, left = 0.0, None
     queue = plan[::-1]
     while queue:
         rows = queue.pop()
+        if left is not None and len(rows) > 1 and job.size(rows) > left:
+            queue += _halves(rows)
+            continue
         scored = _score_if_it_fits(job, [job.data[row] for row in rows])
+        if scored is None and len(rows) == 1 and job.memory_bytes != 0:
+            log.warning("a sequence does not fit into memory: layers are computed twice")
+            job = replace(job, memory_bytes=0)
+            queue.append(rows)
+            continue
         if scored is None:
-            queue += _halves(job, rows)
+            left = _halved_budget(job, rows)
+            queue += _halves(rows)
             continue
         total += scored.loss
         for row, part in zip(rows, scored.logprobs, strict=True):
             logprobs[row] = part
-    return Scored(total, logprobs)
+    return Scored(total, logprobs, left)
 
 
 def _plan(data: Sequence[Datum], token_budget: int, min_micro_batches: int) -> list[list[int]]:
@@ -107,8 +131,13 @@ def _cut_by_budget(data: Sequence[Datum], token_budget: int) -> Iterator[list[in
 
     for _, group in groupby(sorted(range(len(data)), key=width), key=width):
         rows = list(group)
-        for batch in micro_batches([len(data[row].tokens) for row in rows], token_budget):
-            yield [rows[i] for i in batch]
+        tokens = [data[row].tokens for row in rows]
+        packed = list(packed_batches(tokens, token_budget))
+        yield from ([rows[i] for i in batch] for batch in packed)
+        shared = {i for batch in packed for i in batch}
+        alone = [i for i in range(len(rows)) if i not in shared]
+        for batch in micro_batches([len(tokens[i]) for i in alone], token_budget):
+            yield [rows[alone[i]] for i in batch]
 
 
 def _score_if_it_fits(job: _Job, batch: Sequence[Datum]) -> Scored | None:
@@ -118,9 +147,11 @@ def _score_if_it_fits(job: _Job, batch: Sequence[Datum]) -> Scored | None:
     """
     accumulated = [parameter.grad for parameter in job.parameters]
     _drop_gradient(job)
+    recomputing = recomputed_layers(job.module) if _should_recompute(job, batch) else nullcontext()
     with nullcontext() if job.shards is None else job.shards.computing(job.forward_only):
         try:
-            scored = score_batch(job.module, batch, job.choice)
+            with recomputing:
+                scored = score_batch(job.module, batch, job.choice)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -136,6 +167,16 @@ def _score_if_it_fits(job: _Job, batch: Sequence[Datum]) -> Scored | None:
     return scored
 
 
+def _should_recompute(job: _Job, batch: Sequence[Datum]) -> bool:
+    if job.memory_bytes is None or not torch.is_grad_enabled():
+        return False
+    size = replace(job, data=batch).size(range(len(batch)))
+    groups = find_groups([datum.tokens for datum in batch])
+    repeated = sum(len(group.rows) * group.size for group in groups)
+    peak = peak_bytes(job.module, size, recomputes=False, num_repeated=repeated)
+    return peak > job.memory_bytes
+
+
 def _drop_gradient(job: _Job) -> None:
     for parameter in job.parameters:
         parameter.grad = None
@@ -147,8 +188,14 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return any(message in str(error) for message in MESSAGES)
 
 
-def _halves(job: _Job, rows: list[int]) -> list[list[int]]:
-    """The two halves of a micro-batch, the second first; refused if it is one sequence."""
+def _halves(rows: list[int]) -> list[list[int]]:
+    """The two halves of a micro-batch, the second first."""
+    middle = (len(rows) + 1) // 2
+    return [rows[middle:], rows[:middle]]
+
+
+def _halved_budget(job: _Job, rows: list[int]) -> int:
+    """Half of what did not fit, and a word about it; refused if it is one sequence."""
     longest = len(job.data[rows[0]].tokens)
     if len(rows) == 1:
         fitting = _longest_suffix(job, job.data[rows[0]])
@@ -158,15 +205,17 @@ def _halves(job: _Job, rows: list[int]) -> list[list[int]]:
             f"{fitting} tokens did: shorten it to about that, or train on fewer layers or at a "
             "lower rank; nothing was accumulated"
         )
+    size = job.size(rows)
     log.warning(
-        "%d sequences of up to %d tokens did not fit into memory together and are split; "
-        "a --token-budget below %d saves the failed attempts",
+        "%d sequences of up to %d tokens did not fit into memory together and are split; this "
+        "model goes on with a token budget of %d, and a --token-budget below %d saves the failed "
+        "attempts",
         len(rows),
         longest,
-        len(rows) * longest,
+        size // 2,
+        size,
     )
-    middle = (len(rows) + 1) // 2
-    return [rows[middle:], rows[:middle]]
+    return size // 2
 
 
 def _longest_suffix(job: _Job, datum: Datum) -> int:

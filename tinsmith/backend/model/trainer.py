@@ -1,5 +1,6 @@
 """A training run's model: an adapter, its gradient and its optimizer."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from tinsmith.backend.model.activations import tokens_within
 from tinsmith.backend.model.adapter import (
     AdapterWeights,
     LoraSettings,
@@ -24,6 +27,8 @@ from tinsmith.backend.model.loss_choice import LossChoice
 from tinsmith.backend.model.score import score
 from tinsmith.backend.ranks.group import RankGroup
 from tinsmith.errors import TinsmithError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +63,17 @@ class Trainer:
         token_budget: int,
         ranks: RankGroup | None = None,
         min_micro_batches: int = 1,
+        memory_bytes: int | None = None,
     ) -> None:
         """`ranks`, if there are more than this process, share the work of forward_backward, which
-        is cut into `min_micro_batches` or more."""
+        is cut into `min_micro_batches` or more. The activations of each are to stay within
+        `memory_bytes`."""
         self.base = base
         self._min_micro_batches = min_micro_batches
         self.settings = settings
-        self._token_budget = token_budget
         self._module = attach_adapter(base, settings, seed)
+        self._memory_bytes = memory_bytes
+        self._token_budget = _affordable(self._module, token_budget, memory_bytes)
         self._parameters = {
             f"{name}.lora_{side}": parameter
             for name, a, b in lora_pairs(self._module)
@@ -97,6 +105,8 @@ class Trainer:
             self._restore_gradient(accumulated)
             raise
         self._add_gradient(accumulated)
+        if scored.token_budget is not None:
+            self._token_budget = max(1, scored.token_budget)
         metrics = {
             "loss:sum": scored.loss,
             "num_tokens:sum": float(sum(len(datum.tokens) for datum in data)),
@@ -115,6 +125,7 @@ class Trainer:
                 self._token_budget,
                 forward_only,
                 min_micro_batches=self._min_micro_batches,
+                memory_bytes=self._memory_bytes,
             )
         if not self._is_current_on_ranks:
             self._ranks.send_weights(self._number, self.weights())
@@ -128,6 +139,7 @@ class Trainer:
             self._token_budget,
             forward_only,
             self._min_micro_batches,
+            self._memory_bytes,
         )
 
     def optim_step(self, params: AdamParams) -> dict[str, float]:
@@ -195,6 +207,20 @@ class Trainer:
     def _restore_gradient(self, accumulated: dict[str, Tensor | None]) -> None:
         for name, parameter in self._parameters.items():
             parameter.grad = accumulated[name]
+
+
+def _affordable(module: PreTrainedModel, token_budget: int, memory_bytes: int | None) -> int:
+    """The token budget, lowered to what `memory_bytes` are predicted to hold."""
+    if memory_bytes is None or (fits := tokens_within(module, memory_bytes)) >= token_budget:
+        return token_budget
+    log.warning(
+        "activations may take %.3g GB, which is predicted to hold %d tokens: the token budget is "
+        "lowered to that from %d (--activation-memory-gb)",
+        memory_bytes / 1e9,
+        fits,
+        token_budget,
+    )
+    return fits
 
 
 def _filled_gradient(parameter: torch.nn.Parameter) -> Tensor:

@@ -106,6 +106,7 @@ class RankGroup:
         token_budget: int,
         forward_only: bool,
         min_micro_batches: int,
+        memory_bytes: int | None,
     ) -> Scored:
         """`model.score.score`, shared out by tokens: loss and gradient are sums over all ranks, and
         so is the number of micro-batches.
@@ -115,7 +116,15 @@ class RankGroup:
         shares = split([len(datum.tokens) for datum in data], 1 + len(self._links))
         floor = ceil(min_micro_batches / len(shares))
         own, *others = [
-            Work(rows, [data[row] for row in rows], choice, token_budget, forward_only, floor)
+            Work(
+                rows,
+                [data[row] for row in rows],
+                choice,
+                token_budget,
+                forward_only,
+                floor,
+                memory_bytes,
+            )
             for rows in shares
         ]
         for rank, work in enumerate(others, 1):
@@ -129,7 +138,9 @@ class RankGroup:
         for rows, part in zip(shares, parts, strict=True):
             for row, array in zip(rows, part.logprobs, strict=True):
                 logprobs[row] = array
-        return Scored(sum(part.loss for part in parts), logprobs)
+        budgets = [part.token_budget for part in parts if part.token_budget is not None]
+        loss = sum(part.loss for part in parts)
+        return Scored(loss, logprobs, min(budgets, default=None))
 
     def _answers(
         self, score_own: Callable[[], Scored], others: Sequence[Work], number: int
@@ -145,7 +156,7 @@ class RankGroup:
             answer, arrays = self._receive(rank)
             if answer["error"] is None:
                 logprobs = [arrays[str(i)] for i in range(len(work.rows))]
-                parts.append(Scored(answer["loss"], logprobs))
+                parts.append(Scored(answer["loss"], logprobs, answer["token_budget"]))
             else:
                 kind = TinsmithError if answer["is_users"] else RuntimeError
                 errors.append(kind(f"on rank {rank}: {answer['error']}"))

@@ -26,6 +26,7 @@ class Work:
     token_budget: int
     forward_only: bool
     min_micro_batches: int
+    memory_bytes: int | None
 
     def encode(self) -> tuple[Command, dict[str, np.ndarray]]:
         """As a message."""
@@ -36,6 +37,7 @@ class Work:
             "token_budget": self.token_budget,
             "forward_only": self.forward_only,
             "min_micro_batches": self.min_micro_batches,
+            "memory_bytes": self.memory_bytes,
         }
         arrays = {}
         for i, datum in enumerate(self.data):
@@ -64,6 +66,7 @@ class Work:
             command["token_budget"],
             command["forward_only"],
             command["min_micro_batches"],
+            command["memory_bytes"],
         )
 
 
@@ -78,6 +81,7 @@ def score_work(module: PreTrainedModel, shards: ShardedLayers | None, work: Work
         work.rows,
         work.min_micro_batches,
         shards,
+        work.memory_bytes,
     )
 
 

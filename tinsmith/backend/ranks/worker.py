@@ -67,7 +67,8 @@ class Worker:
         work = Work.decode(command["work"], arrays)
         module = self._modules[command["model"]][0]
         scored = score_work(module, self._shards[command["model"]], work)
-        return {"loss": scored.loss}, {str(i): part for i, part in enumerate(scored.logprobs)}
+        answer = {"loss": scored.loss, "token_budget": scored.token_budget}
+        return answer, {str(i): part for i, part in enumerate(scored.logprobs)}
 
     def reduce(self, command: Command, _: Arrays) -> None:
         """Hand in the gradient."""

@@ -1,6 +1,7 @@
 """Continuous batching on one replica: rows join after a prefill and leave when they end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -115,13 +116,26 @@ class SamplingBatch:
         new = [portion for portion in portions if portion[0].prefilled is None]
         for job, count in known:
             self._start_rows(job, count)
-        lengths = [round_up(len(job.request.prompt), LENGTH_STEP) for job, _ in new]
-        for group in micro_batches(lengths, self._token_budget):
-            self._prefill([new[i][0] for i in group])
-            for i in group:
-                self._start_rows(*new[i])
+        for group in self._of_one_length(new):
+            self._prefill([job for job, _ in group])
+            for job, count in group:
+                self._start_rows(job, count)
         self._admitting = []
         return sum(count for _, count in portions)
+
+    def _of_one_length(
+        self, portions: Sequence[tuple[Job, int]]
+    ) -> Iterator[list[tuple[Job, int]]]:
+        """What goes through the model together: prompts of one padded length, since the numbers of
+        a row depend on that of its batch; longest first, within the token budget."""
+
+        def length(portion: tuple[Job, int]) -> int:
+            return round_up(len(portion[0].request.prompt), LENGTH_STEP)
+
+        for size, group in groupby(sorted(portions, key=length, reverse=True), key=length):
+            alike = list(group)
+            for rows in micro_batches([size] * len(alike), self._token_budget):
+                yield [alike[row] for row in rows]
 
     def _take_what_fits(self) -> list[tuple[Job, int]]:
         """Waiting jobs, and how many samples of each, while the cache would hold all rows

@@ -14,9 +14,14 @@ from transformers import AttentionInterface, PreTrainedModel
 
 ATTENTION = "tinsmith_keys_values"
 BLOCK = 64  # capacities grow in blocks, so that few sizes ever exist
-# CPU attention rounds otherwise over fewer keys than this; multiples of it keep a row's numbers,
-# bit for bit, whatever the lengths of the rows beside it.
+# CPU attention rounds otherwise over fewer keys than this. A prompt is padded to a multiple of it,
+# and goes through the model with prompts of the same multiple alone.
 LENGTH_STEP = 32
+# MKL sums over more keys than this in parts whose size depends on their number, up to the 512 that
+# PyTorch hands it at a time. So a decode step looks at a multiple of 32, or at one of 512, and a
+# row's numbers do not depend, bit for bit, on the lengths of the rows beside it.
+LONGEST_UNSPLIT = 256
+PART = 512
 
 
 def attend(
@@ -121,7 +126,7 @@ class RunningKeysValues:
 
     def begin_step(self, lengths: Sequence[int]) -> Tensor:
         """Prepare one decode step of rows with `lengths` tokens; returns positions [n, 1]."""
-        longest = self._longest = round_up(max(lengths) + 1, LENGTH_STEP)
+        longest = self._longest = view_length(max(lengths) + 1)
         self._reserve(len(lengths))
         self._view_length = longest
         self._lengths = torch.tensor(lengths, device=self._device)
@@ -179,6 +184,11 @@ class RunningKeysValues:
                 _resized(values, slots, capacity),
             )
         self._num_slots, self._capacity = slots, capacity
+
+
+def view_length(longest: int) -> int:
+    """How many keys a decode step looks at whose longest row has `longest`."""
+    return round_up(longest, LENGTH_STEP if longest <= LONGEST_UNSPLIT else PART)
 
 
 def round_up(number: int, step: int) -> int:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from tinsmith.backend.model.adapter import AdapterWeights
 from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.sampling.keys_values import use_keys_values
+from tinsmith.backend.sampling.packed import MergedLinear, fuse_gated_layers
 
 
 def make_replica(base: BaseModel, adapter: AdapterWeights | None) -> PreTrainedModel:
@@ -32,36 +33,14 @@ def make_replica(base: BaseModel, adapter: AdapterWeights | None) -> PreTrainedM
         elif pair is not None:
             _replace(module, name, AdaptedLinear(layer, pair, scaling))
     _assert_all_applied(module, pairs)
+    if merges:
+        fuse_gated_layers(module)
     return module
 
 
 def should_merge(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether adapters are merged into weights of their own."""
     return device.type == "cpu" and dtype == torch.float32
-
-
-class MergedLinear(nn.Module):
-    """x W'^T + b with W' = W + scaling B A, packed where oneDNN can."""
-
-    def __init__(
-        self, linear: nn.Linear, pair: tuple[Tensor, Tensor] | None, scaling: float
-    ) -> None:
-        super().__init__()
-        weight = linear.weight.detach()
-        if pair is not None:
-            a, b = pair
-            weight = torch.addmm(weight, b, a, alpha=scaling)
-        self.out_features = weight.shape[0]
-        self.is_packed = torch.backends.mkldnn.is_available()
-        self.weight = (
-            torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.is_packed else weight
-        )
-        self.bias = None if linear.bias is None else linear.bias.detach()
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.is_packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return F.linear(x, self.weight, self.bias)
 
 
 class AdaptedLinear(nn.Module):

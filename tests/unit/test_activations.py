@@ -1,0 +1,132 @@
+"""What activations take is predicted, and where it is too much, they are computed twice."""
+
+import logging
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.datums import cross_entropy_data, policy_data
+from tests.unit.test_forward import CROSS_ENTROPY, SETTINGS, adapted, gradients
+from tests.unit.test_score import LENGTHS, MESSAGES, SmallMemory
+from tests.unit.test_trainer import IMPORTANCE_SAMPLING
+from tinsmith.backend.model.activations import peak_bytes, recomputed_layers, tokens_within
+from tinsmith.backend.model.base_model import BaseModel, backbone
+from tinsmith.backend.model.score import score
+from tinsmith.backend.model.trainer import Trainer
+
+
+def kept_bytes(base: BaseModel, num_rows: int, length: int, recomputes: bool) -> int:
+    """What autograd holds of a forward pass, weights and adapters aside."""
+    module = adapted(base)
+    own = {p.untyped_storage().data_ptr() for p in [*module.parameters(), *module.buffers()]}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.randint(0, base.vocabulary_size, (num_rows, length))
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        recomputed_layers(module) if recomputes else nullcontext(),
+    ):
+        hidden = backbone(module)(input_ids=ids, use_cache=False).last_hidden_state
+    assert hidden.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_the_prediction_bounds_what_autograd_keeps_and_is_near_it(
+    base: BaseModel, recomputes: bool
+):
+    kept = [kept_bytes(base, rows, 64, recomputes) for rows in (2, 6)]
+    predicted = [
+        peak_bytes(adapted(base), 64 * rows, recomputes=recomputes)
+        - peak_bytes(adapted(base), 0, recomputes=recomputes)
+        - 12 * 64 * rows * base.vocabulary_size  # the block of logits
+        for rows in (2, 6)
+    ]
+    for mine, truth in zip(predicted, kept, strict=True):
+        assert mine >= truth
+    # By token, so that what every batch has, such as angles of positions, does not count. One
+    # layer of two and what passes between layers make the second case's bound looser.
+    growth = (predicted[1] - predicted[0]) / (kept[1] - kept[0])
+    assert growth <= (6 if recomputes else 1.7)
+
+
+def test_layers_that_are_computed_twice_keep_less_and_give_the_same_gradient(base: BaseModel):
+    assert kept_bytes(base, 4, 64, recomputes=True) < kept_bytes(base, 4, 64, recomputes=False) / 3
+    data = cross_entropy_data(seed=1)
+    found = []
+    for memory_bytes in (None, 0):
+        module = adapted(base)
+        scored = score(module, data, CROSS_ENTROPY, 64, False, memory_bytes=memory_bytes)
+        found.append((scored.loss, gradients(module)))
+    (one, plain), (two, recomputed) = found
+    assert one == two
+    for name, gradient in plain.items():
+        assert torch.equal(gradient, recomputed[name]), name
+
+
+def test_layers_are_computed_twice_exactly_where_memory_asks_for_it(base: BaseModel):
+    data = cross_entropy_data(seed=2, lengths=[40, 10])
+    module = adapted(base)
+    calls = []
+    backbone(module).get_submodule("layers.0.mlp").register_forward_pre_hook(
+        lambda *_: calls.append(1)
+    )
+    enough = peak_bytes(module, 10, recomputes=False)
+    score(module, data, CROSS_ENTROPY, 40, False, memory_bytes=enough)
+    assert len(calls) == 2 + 1, "the sequence of 40 tokens twice, that of 10 once"
+
+
+def test_a_budget_beyond_the_memory_is_lowered_to_what_the_prediction_allows(
+    base: BaseModel, caplog: pytest.LogCaptureFixture
+):
+    module = adapted(base)
+    memory_bytes = peak_bytes(module, 30, recomputes=True)
+    assert tokens_within(module, memory_bytes) == 30
+    assert tokens_within(module, 1) == 1
+    with caplog.at_level(logging.WARNING):
+        trainer = Trainer(base, SETTINGS, 0, token_budget=64, memory_bytes=memory_bytes)
+    assert "predicted to hold 30 tokens: the token budget is lowered to that from 64" in caplog.text
+    sizes: list[int] = []
+    backbone(trainer._module).register_forward_pre_hook(
+        lambda _, __, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    trainer.forward_backward(policy_data(0, [15] * 4), IMPORTANCE_SAMPLING, forward_only=False)
+    assert sizes == [30, 30]
+
+
+def test_after_memory_ran_out_a_model_goes_on_with_half_the_budget(base: BaseModel):
+    trainer = Trainer(base, SETTINGS, 0, token_budget=64)
+    small = SmallMemory(backbone(trainer._module), 36, MESSAGES[0], in_backward=True)
+    data = policy_data(0, LENGTHS)
+    for _ in range(3):
+        trainer.forward_backward(data, IMPORTANCE_SAMPLING, forward_only=False)
+    assert small.num_failures == 1
+    assert max(small.sizes[2:]) <= 36
+
+
+def test_a_sequence_that_does_not_fit_alone_has_its_layers_computed_twice(base: BaseModel):
+    """Memory that runs out while the graph of all layers is held."""
+    [datum] = cross_entropy_data(seed=3, lengths=[50])
+    plain = adapted(base)
+    expected = score(plain, [datum], CROSS_ENTROPY, 64, False)
+    module = adapted(base)
+    last = backbone(module).get_submodule("layers.1.mlp")
+
+    def run_out(_: torch.nn.Module, __: tuple, output: Tensor) -> None:
+        # Autograd's hooks are those of `checkpoint` while a layer is computed to be forgotten.
+        if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+            raise MESSAGES[0]
+
+    last.register_forward_hook(run_out)
+    found = score(module, [datum], CROSS_ENTROPY, 64, False)
+    assert found.loss == expected.loss
+    ours = gradients(module)
+    assert all(torch.equal(g, ours[name]) for name, g in gradients(plain).items())

@@ -1,0 +1,83 @@
+"""How much memory the activations of a micro-batch take, and computing them twice to hold fewer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from tinsmith.backend.model.adapter import lora_pairs
+from tinsmith.backend.model.base_model import BaseModel, unembedding
+from tinsmith.backend.model.forward import MAX_LOGITS
+from tinsmith.backend.sampling.memory import free_device_bytes
+
+# Of what is free once the models are loaded: the keys and values of completions take a quarter,
+# and gradients, moments and snapshots the rest.
+SHARE = 2
+
+
+def free_for_activations(base: BaseModel) -> int:
+    """Bytes that activations may take where no setting says it."""
+    return free_device_bytes(base.device) // SHARE
+
+
+def peak_bytes(
+    module: PreTrainedModel, num_tokens: int, *, recomputes: bool, num_repeated: int = 0
+) -> int:
+    """What forward and backward of a micro-batch of `num_tokens`, padding included, hold at most;
+    the keys and values of shared prompts are copied for `num_repeated` tokens.
+
+    For each token a layer keeps, for its backward, about 4 vectors of the model's width (two norms
+    and what they give), 6 of the queries' (norm, rotation, keys and values by query head, result),
+    2 of the keys', 4 of the gated layer's, and x A^T of each adapter; a vector of the width alone
+    if the layer is computed again, and then everything for one layer at a time. Behind the layers
+    stand one block of logits, three times, and in front the gradient of one gated layer.
+    """
+    config = module.config.get_text_config()
+    width, layers = config.hidden_size, config.num_hidden_layers
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or width // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    ranks = sum(a.shape[0] for _, a, _ in lora_pairs(module))
+    layer = 4 * width + 6 * heads * head_dim + 2 * kv_heads * head_dim + 4 * inner + ranks / layers
+    whole = num_tokens * layer + num_repeated * 2 * heads * head_dim
+    kept = num_tokens * layers * width + whole if recomputes else layers * whole
+    passing = 2 * inner + 4 * width
+    size = module.dtype.itemsize
+    logits = 3 * min(num_tokens * _vocabulary_size(module), MAX_LOGITS[module.device.type])
+    return int((kept + num_tokens * passing) * size + 4 * logits)
+
+
+def tokens_within(module: PreTrainedModel, memory_bytes: int) -> int:
+    """The most tokens of a micro-batch that stay within `memory_bytes` if its layers are computed
+    again; 1 where not even that does."""
+    low, high = 1, 1 << 24
+    while low < high:
+        middle = (low + high + 1) // 2
+        if peak_bytes(module, middle, recomputes=True) <= memory_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@contextmanager
+def recomputed_layers(module: PreTrainedModel) -> Iterator[None]:
+    """Within the block each layer keeps its input alone and is computed again in the backward
+    pass, with the same result: nothing in it is random (Chen et al. 2016, arXiv 1604.06174)."""
+    layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    for layer in layers:
+        again = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        layer.forward = again  # pyright: ignore[reportAttributeAccessIssue] in place of the method
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _vocabulary_size(module: PreTrainedModel) -> int:
+    return unembedding(module).weight.shape[0]

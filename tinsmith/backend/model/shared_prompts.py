@@ -1,0 +1,213 @@
+"""A prompt that several sequences begin with, computed once.
+
+The sequences of a group lie behind each other, without padding: the prompt that they share, then
+what each goes on with. A token attends to its own sequence alone: a part to the prompt before it
+and to itself. Prompt and parts see the very same numbers as in sequences of their own, and the
+prompt's gradient is the sum of theirs, so the result is that of the plain computation.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "tinsmith_shared_prompts"
+# Sharing costs an attention of its own for every part; it pays from this share of the tokens on.
+MIN_SAVED = 0.2
+MIN_PROMPT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Sequences, by their numbers, that begin with the same `size` tokens."""
+
+    rows: tuple[int, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where a part lies among the packed tokens, and the prompt before it (none: `prompt` is
+    empty)."""
+
+    own: slice
+    prompt: slice
+
+    @property
+    def first_position(self) -> int:
+        return self.prompt.stop - self.prompt.start
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Token ids [N] and positions [N] of groups, their parts, and of each sequence the places of
+    its tokens."""
+
+    ids_N: np.ndarray
+    positions_N: np.ndarray
+    parts: tuple[Part, ...]
+    places: tuple[np.ndarray, ...]
+
+
+def find_groups(rows: Sequence[np.ndarray]) -> list[Group]:
+    """Sequences that begin alike, where computing the beginning once saves enough; all others
+    stand in groups of their own, with nothing shared."""
+    order = sorted(range(len(rows)), key=lambda row: rows[row].tolist())
+    groups: list[Group] = []
+    for row in order:
+        group = groups[-1] if groups else None
+        if group is not None:
+            # The last token of a sequence stays its own: its part must not be empty.
+            limit = min(group.size if len(group.rows) > 1 else len(rows[group.rows[0]]) - 1,
+                        len(rows[row]) - 1)  # fmt: skip
+            size = _common(rows[group.rows[0]][:limit], rows[row][:limit])
+            if size >= MIN_PROMPT and size * len(group.rows) >= group.size * (len(group.rows) - 1):
+                groups[-1] = Group((*group.rows, row), size)
+                continue
+        groups.append(Group((row,), 0))
+    return [part for group in groups for part in _if_it_pays(group, rows)]
+
+
+def num_tokens(group: Group, rows: Sequence[np.ndarray]) -> int:
+    """Tokens that go through the model for a group."""
+    return sum(len(rows[row]) for row in group.rows) - (len(group.rows) - 1) * group.size
+
+
+def packed_batches(rows: Sequence[np.ndarray], token_budget: int) -> Iterator[list[int]]:
+    """Micro-batches, within the budget, of the rows that are better computed with their group; a
+    group that is larger is computed in portions, its prompt once for each."""
+    batch: list[int] = []
+    room = token_budget
+    for group in find_groups(rows):
+        for portion in _portions(group, rows, token_budget):
+            size = num_tokens(portion, rows)
+            if size > room and batch:
+                yield batch
+                batch, room = [], token_budget
+            batch += portion.rows
+            room -= size
+    if batch:
+        yield batch
+
+
+def pack(rows: Sequence[np.ndarray], groups: Sequence[Group]) -> Packed:
+    """Lay out groups of `rows` behind each other."""
+    ids: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    parts: list[Part] = []
+    places: list[np.ndarray] = [np.empty(0, np.int64)] * len(rows)
+    end = 0
+
+    def append(tokens: np.ndarray, prompt: slice) -> slice:
+        nonlocal end
+        first = prompt.stop - prompt.start
+        own = slice(end, end + len(tokens))
+        ids.append(tokens)
+        positions.append(np.arange(first, first + len(tokens)))
+        parts.append(Part(own, prompt))
+        end = own.stop
+        return own
+
+    for group in groups:
+        prompt = slice(end, end)
+        if group.size:
+            prompt = append(rows[group.rows[0]][: group.size], prompt)
+        for row in group.rows:
+            own = append(rows[row][group.size :], prompt)
+            places[row] = np.concatenate(
+                [np.arange(prompt.start, prompt.stop), np.arange(own.start, own.stop)]
+            )
+    return Packed(np.concatenate(ids), np.concatenate(positions), tuple(parts), tuple(places))
+
+
+def use_shared_prompts(module: PreTrainedModel) -> None:
+    """Let a module tree take `parts` as a keyword of its forward; without, it attends as ever."""
+    AttentionInterface.register(ATTENTION, attend)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    module.set_attn_implementation(ATTENTION)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    parts: Sequence[Part] | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers' interface wants it: [1, H, N, D] in, [1, N, H, D] out."""
+    if parts is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **more
+        )
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
+    outputs = [
+        _attend_part(query, key, value, part, scaling, sliding_window).transpose(1, 2)
+        for part in parts
+    ]
+    return torch.cat(outputs, dim=1), None
+
+
+def _attend_part(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    part: Part,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    own, prompt = part.own, part.prompt
+    before, size = part.first_position, own.stop - own.start
+    keys, values = key[:, :, own], value[:, :, own]
+    if before:
+        keys = torch.cat([key[:, :, prompt], keys], dim=2)
+        values = torch.cat([value[:, :, prompt], values], dim=2)
+    mask = None
+    if before or (window is not None and window < size):
+        at = torch.arange(before + size, device=query.device)
+        distance = at[before:, None] - at
+        mask = distance >= 0
+        if window is not None:
+            mask &= distance < window
+    return F.scaled_dot_product_attention(
+        query[:, :, own], keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling
+    )
+
+
+def _common(one: np.ndarray, other: np.ndarray) -> int:
+    """How many tokens two sequences of one length have in common before they part."""
+    different = np.flatnonzero(one != other)
+    return int(different[0]) if len(different) else len(one)
+
+
+def _portions(group: Group, rows: Sequence[np.ndarray], token_budget: int) -> Iterator[Group]:
+    """Parts of a group that fit the budget and still pay."""
+    if not group.size:
+        return
+    left = sorted(group.rows, key=lambda row: -len(rows[row]))
+    while left:
+        own = np.cumsum([len(rows[row]) - group.size for row in left])
+        count = max(1, int((group.size + own <= token_budget).sum()))
+        yield from (
+            part for part in _if_it_pays(Group(tuple(left[:count]), group.size), rows) if part.size
+        )
+        left = left[count:]
+
+
+def _if_it_pays(group: Group, rows: Sequence[np.ndarray]) -> Iterator[Group]:
+    plain = sum(len(rows[row]) for row in group.rows)
+    if plain - num_tokens(group, rows) >= MIN_SAVED * plain:
+        yield group
+    else:
+        yield from (Group((row,), 0) for row in group.rows)
