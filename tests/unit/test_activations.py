@@ -43,19 +43,18 @@ def kept_bytes(base: BaseModel, num_rows: int, length: int, recomputes: bool) ->
 def test_the_prediction_bounds_what_autograd_keeps_and_is_near_it(
     base: BaseModel, recomputes: bool
 ):
-    kept = [kept_bytes(base, rows, 64, recomputes) for rows in (2, 6)]
-    predicted = [
-        peak_bytes(adapted(base), 64 * rows, recomputes=recomputes)
-        - peak_bytes(adapted(base), 0, recomputes=recomputes)
-        - 12 * 64 * rows * base.vocabulary_size  # the block of logits
-        for rows in (2, 6)
-    ]
-    for mine, truth in zip(predicted, kept, strict=True):
-        assert mine >= truth
-    # By token, so that what every batch has, such as angles of positions, does not count. One
-    # layer of two and what passes between layers make the second case's bound looser.
-    growth = (predicted[1] - predicted[0]) / (kept[1] - kept[0])
-    assert growth <= (6 if recomputes else 1.7)
+    module = adapted(base)
+    predicted, held = [], []
+    for num_rows in (2, 6):
+        size = 64 * num_rows
+        logits = 12 * size * base.vocabulary_size
+        predicted.append(peak_bytes(module, size, recomputes=recomputes) - logits)
+        held.append(kept_bytes(base, num_rows, 64, recomputes))
+        if recomputes:  # and everything for one layer of two, which is computed again
+            held[-1] += kept_bytes(base, num_rows, 64, recomputes=False) // 2
+    assert all(mine >= truth for mine, truth in zip(predicted, held, strict=True))
+    # By token, so that what every batch has, such as the angles of positions, does not count.
+    assert (predicted[1] - predicted[0]) <= 1.7 * (held[1] - held[0])
 
 
 def test_layers_that_are_computed_twice_keep_less_and_give_the_same_gradient(base: BaseModel):
@@ -109,7 +108,7 @@ def test_after_memory_ran_out_a_model_goes_on_with_half_the_budget(base: BaseMod
     for _ in range(3):
         trainer.forward_backward(data, IMPORTANCE_SAMPLING, forward_only=False)
     assert small.num_failures == 1
-    assert max(small.sizes[2:]) <= 36
+    assert max(small.sizes[1:]) <= 30
 
 
 def test_a_sequence_that_does_not_fit_alone_has_its_layers_computed_twice(base: BaseModel):

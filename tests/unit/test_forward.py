@@ -13,7 +13,7 @@ from tests.losses import CASES, reference_loss
 from tests.reference import Reference, trainable
 from tinsmith.backend.model import forward
 from tinsmith.backend.model.adapter import LoraSettings, attach_adapter, lora_pairs
-from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.model.base_model import BaseModel, backbone
 from tinsmith.backend.model.datums import Datum
 from tinsmith.backend.model.forward import Scored, micro_batches
 from tinsmith.backend.model.loss_choice import LossChoice
@@ -176,6 +176,28 @@ def test_tokens_of_weight_zero_are_scored_but_leave_no_gradient(base: BaseModel)
     assert scored.loss == 0
     np.testing.assert_allclose(scored.logprobs[0], full.logprobs[0], rtol=1e-6, atol=1e-6)
     assert all(not gradient.any() for gradient in ours.values())
+
+
+def test_sequences_without_weight_or_advantage_go_forward_only(base: BaseModel):
+    data = policy_data(seed=8, lengths=[9, 12, 10, 11])
+    for datum in (data[1], data[2]):
+        datum.loss_inputs["advantages"][:] = 0
+    module = adapted(base)
+    seen: list[tuple[int, bool]] = []
+    backbone(module).register_forward_hook(
+        lambda _, __, output: seen.append(
+            (len(output.last_hidden_state), output.last_hidden_state.requires_grad)
+        )
+    )
+    found = score(module, data, IMPORTANCE_SAMPLING, 8192, forward_only=False)
+    assert seen == [(2, True), (2, False)]
+    only, expected = scored_with_gradients(base, [data[0], data[3]], IMPORTANCE_SAMPLING, 8192)
+    assert found.loss == pytest.approx(only.loss, rel=1e-6)
+    for name, gradient in gradients(module).items():
+        assert torch.equal(gradient, expected[name]), name
+    alone = score(module, data, IMPORTANCE_SAMPLING, 8192, forward_only=True)
+    for one, other in zip(alone.logprobs, found.logprobs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_every_loss_is_compared_with_the_reference():

@@ -50,7 +50,10 @@ def score_batch(module: PreTrainedModel, batch: Sequence[Datum], choice: LossCho
     autograd, add its gradient to that of the parameters."""
     device = module.device
     lengths = [len(datum.tokens) for datum in batch]
-    hidden_ND, places_N = _hidden_states(module, [datum.tokens for datum in batch])
+    with torch.set_grad_enabled(
+        torch.is_grad_enabled() and any(has_gradient(datum, choice) for datum in batch)
+    ):
+        hidden_ND, places_N = _hidden_states(module, [datum.tokens for datum in batch])
     targets = torch.from_numpy(np.concatenate([d.target_tokens for d in batch])).to(device)
     inputs = {
         name: torch.from_numpy(np.concatenate([d.loss_inputs[name] for d in batch])).to(device)
@@ -73,6 +76,12 @@ def score_batch(module: PreTrainedModel, batch: Sequence[Datum], choice: LossCho
         module, hidden_ND[is_active_N], targets[is_active_N], active_inputs, choice
     )
     return Scored(total, np.split(logprobs.cpu().numpy(), np.cumsum(lengths)[:-1]))
+
+
+def has_gradient(datum: Datum, choice: LossChoice) -> bool:
+    """Whether a token of the sequence may have a gradient."""
+    coefficient = choice.loss.coefficient
+    return coefficient is None or bool(datum.loss_inputs[coefficient].any())
 
 
 def _have_gradient(choice: LossChoice, inputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:

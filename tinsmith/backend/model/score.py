@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from tinsmith.backend.model.activations import peak_bytes, recomputed_layers
 from tinsmith.backend.model.datums import Datum
-from tinsmith.backend.model.forward import Scored, micro_batches, score_batch
+from tinsmith.backend.model.forward import Scored, has_gradient, micro_batches, score_batch
 from tinsmith.backend.model.loss_choice import LossChoice
 from tinsmith.backend.model.sharding import ShardedLayers
 from tinsmith.backend.model.shared_prompts import find_groups, num_tokens, packed_batches
@@ -82,7 +82,7 @@ def score(
     job = _Job(module, parameters, data, choice, places, forward_only, shards, memory_bytes)
     try:
         with torch.set_grad_enabled(not forward_only):
-            return _score_all(job, _plan(data, token_budget, min_micro_batches))
+            return _score_all(job, _plan(job, token_budget, min_micro_batches))
     finally:
         if shards is not None:
             shards.attend(forward_only)
@@ -113,23 +113,26 @@ def _score_all(job: _Job, plan: list[list[int]]) -> Scored:
     return Scored(total, logprobs, left)
 
 
-def _plan(data: Sequence[Datum], token_budget: int, min_micro_batches: int) -> list[list[int]]:
+def _plan(job: _Job, token_budget: int, min_micro_batches: int) -> list[list[int]]:
     """The rows of each micro-batch; where the budget makes too few, the fullest are halved."""
-    plan = list(_cut_by_budget(data, token_budget))
-    while len(plan) < min(min_micro_batches, len(data)):
+    plan = list(_cut_by_budget(job.data, job.choice, token_budget))
+    while len(plan) < min(min_micro_batches, len(job.data)):
         largest = max(range(len(plan)), key=lambda i: len(plan[i]))
         rows, middle = plan[largest], (len(plan[largest]) + 1) // 2
         plan[largest : largest + 1] = [rows[:middle], rows[middle:]]
     return plan
 
 
-def _cut_by_budget(data: Sequence[Datum], token_budget: int) -> Iterator[list[int]]:
-    """Micro-batches of rows that agree in the number of targets for each token."""
+def _cut_by_budget(
+    data: Sequence[Datum], choice: LossChoice, token_budget: int
+) -> Iterator[list[int]]:
+    """Micro-batches of rows that agree in the number of targets for each token, and in whether they
+    have a gradient: those without keep no graph, and come last."""
 
-    def width(row: int) -> tuple[int, ...]:
-        return data[row].target_tokens.shape[1:]
+    def kind(row: int) -> tuple[bool, tuple[int, ...]]:
+        return not has_gradient(data[row], choice), data[row].target_tokens.shape[1:]
 
-    for _, group in groupby(sorted(range(len(data)), key=width), key=width):
+    for _, group in groupby(sorted(range(len(data)), key=kind), key=kind):
         rows = list(group)
         tokens = [data[row].tokens for row in rows]
         packed = list(packed_batches(tokens, token_budget))

@@ -126,7 +126,7 @@ class RunningKeysValues:
 
     def begin_step(self, lengths: Sequence[int]) -> Tensor:
         """Prepare one decode step of rows with `lengths` tokens; returns positions [n, 1]."""
-        longest = self._longest = view_length(max(lengths) + 1)
+        longest = self._longest = view_length(max(lengths) + 1, self._device)
         self._reserve(len(lengths))
         self._view_length = longest
         self._lengths = torch.tensor(lengths, device=self._device)
@@ -186,9 +186,10 @@ class RunningKeysValues:
         self._num_slots, self._capacity = slots, capacity
 
 
-def view_length(longest: int) -> int:
+def view_length(longest: int, device: torch.device) -> int:
     """How many keys a decode step looks at whose longest row has `longest`."""
-    return round_up(longest, LENGTH_STEP if longest <= LONGEST_UNSPLIT else PART)
+    is_split = device.type == "cpu" and longest > LONGEST_UNSPLIT
+    return round_up(longest, PART if is_split else LENGTH_STEP)
 
 
 def round_up(number: int, step: int) -> int:
