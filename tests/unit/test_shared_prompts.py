@@ -25,7 +25,7 @@ def grouped(data: Sequence[Datum], prompt: int = 18) -> list[Datum]:
     rng = np.random.default_rng(3)
     prompts = rng.integers(0, 400, (2, prompt))
     return [
-        Datum(np.concatenate([prompts[i >= 5], datum.tokens[prompt:]]),
+        Datum(np.concatenate([prompts[int(i >= 5)], datum.tokens[prompt:]]),
               datum.target_tokens, datum.loss_inputs)
         for i, datum in enumerate(data)
     ]  # fmt: skip

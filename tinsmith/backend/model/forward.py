@@ -162,7 +162,8 @@ def _distinct_logprobs(
     module: PreTrainedModel, hidden_ND: Tensor, targets: Tensor, places_N: Tensor
 ) -> Tensor:
     """`token_logprobs`, where the same target at the same place is scored once."""
-    keys = torch.cat([places_N[:, None], targets.reshape(len(targets), -1)], dim=1)
+    targets_NK = targets[:, None] if targets.dim() == 1 else targets
+    keys = torch.cat([places_N[:, None], targets_NK], dim=1)
     distinct, number_N = torch.unique(keys, dim=0, return_inverse=True)
     if len(distinct) == len(keys):
         return token_logprobs(module, hidden_ND, targets)
