@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tinker
@@ -129,7 +130,7 @@ def _sorted_peft_step(directory: Path, rows: Sequence[Row]) -> Callable[[], None
     def step() -> None:
         for start in range(0, len(ordered), MICRO_BATCH):
             ids, labels, mask = _padded(ordered[start : start + MICRO_BATCH])
-            inner = model.base_model.model
+            inner: Any = model.base_model.model
             hidden = inner.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
             is_scored = labels[:, 1:] != -100
             logits = inner.lm_head(hidden[is_scored])

@@ -90,6 +90,8 @@ def assert_same_bits(one: SamplingResult, other: SamplingResult) -> None:
         assert mine.logprobs == theirs.logprobs
         if mine.top is not None and theirs.top is not None:
             assert np.array_equal(mine.top.logprobs, theirs.top.logprobs)
+    assert one.prompt.logprobs is not None
+    assert other.prompt.logprobs is not None
     assert np.array_equal(one.prompt.logprobs, other.prompt.logprobs, equal_nan=True)
 
 

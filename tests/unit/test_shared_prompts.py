@@ -36,7 +36,7 @@ def in_dtype(base: BaseModel, dtype: torch.dtype) -> Iterator[BaseModel]:
     """The base in another type; put back afterwards, since it is shared."""
     tensors = [*base.module.parameters(), *base.module.buffers()]
     before = [tensor.data for tensor in tensors]
-    base.module.to(dtype)
+    torch.nn.Module.to(base.module, dtype)
     try:
         yield base
     finally:

@@ -64,10 +64,11 @@ def find_groups(rows: Sequence[np.ndarray]) -> list[Group]:
     for row in order:
         group = groups[-1] if groups else None
         if group is not None:
+            first = rows[group.rows[0]]
             # The last token of a sequence stays its own: its part must not be empty.
-            limit = min(group.size if len(group.rows) > 1 else len(rows[group.rows[0]]) - 1,
-                        len(rows[row]) - 1)  # fmt: skip
-            size = _common(rows[group.rows[0]][:limit], rows[row][:limit])
+            longest = group.size or len(first) - 1
+            limit = min(longest, len(rows[row]) - 1)
+            size = _common(first[:limit], rows[row][:limit])
             if size >= MIN_PROMPT and size * len(group.rows) >= group.size * (len(group.rows) - 1):
                 groups[-1] = Group((*group.rows, row), size)
                 continue
