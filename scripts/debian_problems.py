@@ -66,11 +66,26 @@ def main() -> int:
         print(f"debian_problems: {error}", file=sys.stderr)
         return 2
     rows = list(kind.ask(found, rng))
+    drawn = range(len(rows))
     if args.num_problems is not None and args.num_problems < len(rows):
-        rows = rng.sample(rows, args.num_problems)
-    write_text(args.out, "".join(json.dumps(row) + "\n" for row in rows))
-    print(f"{args.out}: {len(rows)} problems")
+        drawn = rng.sample(drawn, args.num_problems)
+    _write(args.out, [rows[index] for index in drawn])
+    if args.conversations is not None:
+        chosen = {*drawn}
+        others = [row for index, row in enumerate(rows) if index not in chosen]
+        _write(args.conversations, [_conversation(row) for row in others])
     return 0
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    print(f"{path}: {len(rows)} rows")
+
+
+def _conversation(row: Row) -> Row:
+    """A problem and its answer as a chat, which is what recipes of the tinker-cookbook train on."""
+    turns = (("user", row["question"]), ("assistant", row["answer"]))
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
 def _parse() -> argparse.Namespace:
@@ -85,8 +100,13 @@ def _parse() -> argparse.Namespace:
     add("--max-characters", type=int, default=600, help="of a description, which is cut at a"
         " sentence's end; a longer definition is left out (default: %(default)s)")  # fmt: skip
     add("--num-problems", type=int, help="draw as many by the seed (default: all)")
+    add("--conversations", type=Path, metavar="FILE", help="write the problems that were not drawn"
+        " to FILE, as chats to train on")  # fmt: skip
     add("--seed", type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.conversations and (args.num_problems is None or args.kind == "constrained"):
+        parser.error("--conversations needs --num-problems, and a kind whose problems have answers")
+    return args
 
 
 def read_packages(path: Path, max_characters: int) -> list[Package]:

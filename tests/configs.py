@@ -23,6 +23,11 @@ def grpo(**changes: Any) -> dict[str, Any]:
     return config(stages=stages)
 
 
+def recipe(**changes: Any) -> dict[str, Any]:
+    """A small valid config of one recipe, with some keys of its stage replaced."""
+    return config(stages=[{"kind": "cookbook", "recipe": "chat_sl.train"} | changes])
+
+
 def debate(stage: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """A small valid config of a debate against itself, with some keys replaced."""
     paradigm = {"kind": "debate", "judge": {"kind": "ground_truth"}, "opponent": {"kind": "self"}}

@@ -91,7 +91,7 @@ def _card(
         license=licence,
         pipeline_tag="text-generation",
         tags=["lora", "tinsmith", *sorted({stage.settings["stage"]["kind"] for stage in stages})],
-        datasets=[data["name"]] if data["kind"] == "hub" else None,
+        datasets=[data["name"]] if data and data["kind"] == "hub" else None,
         model_name=title,
         eval_results=_result(last, data),
     )
@@ -132,11 +132,11 @@ def _licence(model_dir: Path) -> str | None:
     return str(licence) if licence else None
 
 
-def _result(stage: TrainedStage, data: dict[str, Any]) -> list[Any] | None:
+def _result(stage: TrainedStage, data: dict[str, Any] | None) -> list[Any] | None:
     from huggingface_hub import EvalResult
 
     evaluation = stage.evaluation
-    if evaluation is None:
+    if evaluation is None or data is None:
         return None
     return [
         EvalResult(
@@ -169,13 +169,16 @@ def _reached(stages: Sequence[TrainedStage], before: dict[str, Any] | None) -> s
 
 
 def _data(stage: TrainedStage) -> str:
-    inputs = stage.record["inputs"]
-    digests = (f"{name} `{inputs[name]['sha256']}`" for name in ("train", "heldout"))
+    digests = (f"{name} `{file['sha256']}`" for name, file in stage.problems.items())
     return f"SHA-256 of the problems: {', '.join(digests)}."
 
 
-def _made(stages: Sequence[TrainedStage], data: dict[str, Any]) -> dict[str, Any]:
-    """The sections of a config.yaml that make it again."""
+def _made(stages: Sequence[TrainedStage], data: dict[str, Any] | None) -> dict[str, Any]:
+    """The sections of a config.yaml that make it again, as far as the run's records have them."""
     last = stages[-1].settings
-    sections = {name: last[name] for name in ("task", "paradigm", "lora")}
-    return {"data": data, **sections, "stages": [stage.settings["stage"] for stage in stages]}
+    sections = {name: last[name] for name in ("task", "paradigm", "lora") if name in last}
+    return {
+        **({"data": data} if data else {}),
+        **sections,
+        "stages": [stage.settings["stage"] for stage in stages],
+    }

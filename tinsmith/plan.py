@@ -1,8 +1,11 @@
 """What the rules ask of the config, answered by wildcards: settings, files, resources."""
 
 import os
+<<<<<<< HEAD
 import re
 from collections.abc import Iterable
+=======
+>>>>>>> 4716a8e (Run recipes of the tinker-cookbook as stages, and Inspect AI's tasks as evaluations)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import yaml
 
 from tinsmith.config import (
     Config,
+    Cookbook,
     FileData,
     MonitorSettings,
     PathModel,
@@ -23,14 +27,14 @@ from tinsmith.config import (
 from tinsmith.config.environment import origins
 from tinsmith.config.merging import merged, typed
 from tinsmith.container_plan import ContainerPlan
+from tinsmith.cookbook.plan import CookbookPlan
 from tinsmith.errors import TinsmithError
+from tinsmith.inspection.plan import InspectPlan
 from tinsmith.models import check_model_directory
 from tinsmith.report.results import reported_files
 from tinsmith.resources import Request
-from tinsmith.runs import BASE, RunConfig, expand, settings_json
+from tinsmith.runs import BASE, RunConfig, either, expand, settings_json
 from tinsmith.user_code import load_class, source_files
-
-NOTHING = "(?!)"
 
 
 def make_plan(command_line: Any) -> "Plan":
@@ -57,6 +61,7 @@ def make_plan(command_line: Any) -> "Plan":
         if image is not None and not Path(image).is_file():
             raise TinsmithError(f"config.yaml: container.image must be a file, got {image!r}")
         _check_user_classes(run.config)
+    CookbookPlan(runs).check()
     return Plan(runs, origins(values, os.environ, name))
 
 
@@ -70,21 +75,23 @@ class Plan:
     # The names that the wildcards may take.
 
     def run_pattern(self) -> str:
-        return _either(self.runs)
+        return either(self.runs)
 
     def stage_pattern(self) -> str:
-        return _either(self._any_run().stage_names())
+        """Stages whose loop is Tinsmith's own; the others are of the plan of the cookbook."""
+        stages = self._any_run().config.stages
+        return either(s.name for s in stages if not isinstance(s, Cookbook))
 
     def evaluated_pattern(self) -> str:
-        return _either([BASE, *self._any_run().stage_names()])
+        return either([BASE, *self._any_run().stage_names()])
 
     def model_pattern(self) -> str:
         """Models that are made; one that the config names by its path is never written to."""
         made = [r for r in self.runs.values() if not isinstance(r.config.model, PathModel)]
-        return _either({run.model_key for run in made})
+        return either({run.model_key for run in made})
 
     def data_pattern(self) -> str:
-        return _either({run.data_key for run in self.runs.values()})
+        return either({run.data_key for run in self.runs.values()})
 
     # Settings, as the JSON of a command line.
 
@@ -154,6 +161,16 @@ class Plan:
             places += source_files(run.config.task, run.config.paradigm)
         return ContainerPlan(self._any_run().config.container, tuple(places))
 
+    @property
+    def cookbook(self) -> CookbookPlan:
+        """What the stages that are recipes of the cookbook depend on."""
+        return CookbookPlan(self.runs)
+
+    @property
+    def inspect(self) -> InspectPlan:
+        """The evaluations by Inspect AI."""
+        return InspectPlan(self.runs)
+
     # Files.
 
     def results(self) -> str:
@@ -182,7 +199,11 @@ class Plan:
         return self._run(wildcards).work_dir(wildcards.stage)
 
     def previous_checkpoint(self, wildcards: Any) -> list[str]:
-        """What a stage starts from: nothing but the base model for the first."""
+        """What a stage starts from: nothing but the base model for the first, and what it says
+        itself for a recipe that was told so."""
+        stage = self._run(wildcards).stage(wildcards.stage)
+        if isinstance(stage, Cookbook) and stage.start == "recipe":
+            return []
         before = self._run(wildcards).before(wildcards.stage)
         return [] if before == BASE else [self._result(wildcards, before, "checkpoint.json")]
 
@@ -216,7 +237,10 @@ class Plan:
         """What the jobs of a run said of themselves, and how good its stages are."""
         folder, names = f"{self.results()}/{wildcards.run}", self._run(wildcards).stage_names()
         records = [f"{folder}/{name}/run_metadata.json" for name in names]
-        return records + [f"{folder}/{name}/evaluation/evaluation.json" for name in (BASE, *names)]
+        evaluations = [f"{folder}/{name}/evaluation" for name in (BASE, *names)]
+        for name in ("evaluation.json", "run_metadata.json"):
+            records += [f"{of_stage}/{name}" for of_stage in evaluations]
+        return records
 
     def data_record(self, wildcards: Any) -> str:
         return f"data/{self._run(wildcards).data_key}/run_metadata.json"
@@ -284,7 +308,10 @@ def _check_user_classes(config: Config) -> None:
         from tinsmith.paradigms import check_paradigm
 
         check_paradigm(config.paradigm)
+<<<<<<< HEAD
 
 
 def _either(names: Iterable[str]) -> str:
     return "|".join(re.escape(name) for name in sorted(names)) or NOTHING
+=======
+>>>>>>> 4716a8e (Run recipes of the tinker-cookbook as stages, and Inspect AI's tasks as evaluations)

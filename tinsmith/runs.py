@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,19 @@ from typing import Any
 from tinsmith.config import (
     ArithmeticData,
     Config,
+    Cookbook,
+    CookbookSettings,
     DataSettings,
     EvaluateSettings,
     ExportSettings,
     HubModel,
+    InspectSettings,
+    InspectTask,
     ModelSettings,
     PathModel,
     Section,
     Stage,
+    TinyModel,
     TrainSettings,
     check_section,
 )
@@ -26,6 +32,7 @@ from tinsmith.config.sweeping import replaced
 from tinsmith.errors import TinsmithError
 
 BASE = "base"
+NOTHING = "(?!)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,8 @@ class RunConfig:
         if isinstance(model, HubModel):
             return model.name.replace("/", "__")
         if isinstance(model, PathModel):
-            return Path(model.path).name.replace("=", "-")  # served as NAME=DIRECTORY
+            name = model.name or Path(model.path).name
+            return name.replace("=", "-").replace("/", "__")  # served as NAME=DIRECTORY
         return f"tiny-{short_hash(self.model_settings())}"
 
     @property
@@ -55,7 +63,8 @@ class RunConfig:
     def model_name(self) -> str:
         """What the Tinker API calls the base model."""
         model = self.config.model
-        return model.name if isinstance(model, HubModel) else self.model_key
+        named = None if isinstance(model, TinyModel) else model.name
+        return named or self.model_key
 
     @property
     def data_key(self) -> str:
@@ -84,13 +93,22 @@ class RunConfig:
     def data_settings(self) -> DataSettings:
         return DataSettings(data=self.config.data)
 
-    def train_settings(self, stage: str) -> TrainSettings:
-        config = self.config
+    def train_settings(self, stage: str) -> TrainSettings | CookbookSettings:
+        config, of_stage = self.config, self.stage(stage)
+        if isinstance(of_stage, Cookbook):
+            return CookbookSettings(
+                run=self.name,
+                seed=self.seed,
+                model_name=self.model_name,
+                stage=of_stage,
+                lora=config.lora,
+                backend=config.backend,
+            )
         return TrainSettings(
             run=self.name,
             seed=self.seed,
             model_name=self.model_name,
-            stage=self.stage(stage),
+            stage=of_stage,
             task=config.task,
             paradigm=config.paradigm,
             lora=config.lora,
@@ -108,6 +126,19 @@ class RunConfig:
             paradigm=config.paradigm,
             evaluation=config.evaluation,
             backend=config.backend,
+        )
+
+    def inspect_task(self, name: str) -> InspectTask:
+        return next(task for task in self.config.inspect if task.name == name)
+
+    def inspect_settings(self, stage: str, evaluation: str) -> InspectSettings:
+        return InspectSettings(
+            run=self.name,
+            seed=self.seed,
+            model_name=self.model_name,
+            stage=stage,
+            task=self.inspect_task(evaluation),
+            backend=self.config.backend,
         )
 
     def export_settings(self) -> ExportSettings:
@@ -153,6 +184,11 @@ def settings_json(section: Section) -> str:
     """A job's settings for its command line; how it is scheduled is not among them."""
     left_out = {"backend": {"threads", "gpus", "url"}, "config": UNREPORTED}
     return section.model_dump_json(exclude=left_out)
+
+
+def either(names: Iterable[str]) -> str:
+    """What a wildcard may be: one of the names, or nothing at all."""
+    return "|".join(re.escape(name) for name in sorted(names)) or NOTHING
 
 
 def short_hash(section: Section) -> str:

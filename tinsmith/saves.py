@@ -22,7 +22,7 @@ FINAL = "final"
 logger = logging.getLogger(__name__)
 
 
-def is_save_due(options: config.Stage, step: int, since_save_s: float) -> bool:
+def is_save_due(options: config.OwnStage, step: int, since_save_s: float) -> bool:
     """After every `save_every` steps; `auto` aims at ten checkpoints a stage, and saves after a
     quarter of an hour at the latest."""
     every = options.save_every
@@ -66,7 +66,7 @@ class Saves:
     def __init__(
         self,
         folder: Path,
-        options: config.Stage,
+        options: config.OwnStage,
         settings: config.Checkpoints,
         training_client: tinker.TrainingClient,
         progress: Progress,

@@ -18,12 +18,14 @@ class TrainedStage:
     """A stage that is done: its checkpoint, the job that made it and how good it is.
 
     `record` is the job's run_metadata.json, whose paths are relative to the folder that Snakemake
-    ran in; `evaluation` is None where the stage was not evaluated.
+    ran in, and `evaluated` that of its evaluation, with `evaluation` what it found; both are None
+    where the stage was not evaluated.
     """
 
     folder: Path
     checkpoint: Checkpoint
     record: dict[str, Any]
+    evaluated: dict[str, Any] | None
     evaluation: dict[str, Any] | None
 
     @property
@@ -32,8 +34,11 @@ class TrainedStage:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the stage was told: stage, task, paradigm, lora, backend."""
-        return self.record["settings"]
+        """What the stage was told: stage, task, paradigm, lora, backend. A recipe of the cookbook
+        knows of no task and paradigm: those that it was evaluated with."""
+        known = self.evaluated["settings"] if self.evaluated else {}
+        asked = {name: known[name] for name in ("task", "paradigm") if name in known}
+        return asked | self.record["settings"]
 
     @property
     def weights(self) -> Path:
@@ -46,14 +51,24 @@ class TrainedStage:
 
     @property
     def previous(self) -> str:
-        """The stage that this one went on from, or "base"."""
+        """The stage before this one, which its evaluation is compared with, or "base"."""
+        if self.evaluated is not None:
+            return Path(self.evaluated["inputs"]["previous"]["path"]).parents[1].name
         previous = self.record["inputs"].get("previous")
         return Path(previous["path"]).parent.name if previous else BASE
 
-    def data(self) -> dict[str, Any]:
-        """What the problems were made of: the config's `data` section."""
-        record = Path(self.record["inputs"]["train"]["path"]).parent / RECORD
-        return _read(record)["settings"]["data"]
+    @property
+    def problems(self) -> dict[str, dict[str, Any]]:
+        """The files of problems, as they were recorded: to train on and to evaluate with."""
+        evaluated = self.evaluated["inputs"] if self.evaluated else {}
+        inputs = {**evaluated, **self.record["inputs"]}
+        return {name: inputs[name] for name in ("train", "heldout") if name in inputs}
+
+    def data(self) -> dict[str, Any] | None:
+        """What the problems were made of: the config's `data` section; None without problems."""
+        for file in self.problems.values():
+            return _read(Path(file["path"]).parent / RECORD)["settings"]["data"]
+        return None
 
 
 def read_run(folder: Path) -> list[TrainedStage]:
@@ -69,7 +84,8 @@ def read_run(folder: Path) -> list[TrainedStage]:
     while following := [stage for stage in found.values() if stage.previous == name]:
         stages.append(following[0])
         name = following[0].name
-    return stages
+    left = [stage for stage in found.values() if stage not in stages]  # recipes of no stage before
+    return stages + sorted(left, key=lambda stage: stage.record["started"])
 
 
 def up_to(stages: Sequence[TrainedStage], name: str | None) -> list[TrainedStage]:
@@ -98,7 +114,14 @@ def accuracy_text(evaluation: dict[str, Any]) -> str:
 
 def _stage(folder: Path) -> TrainedStage:
     checkpoint = Checkpoint.read(folder / "checkpoint.json")
-    return TrainedStage(folder, checkpoint, _read(folder / RECORD), read_evaluation(folder))
+    record, evaluated = _read(folder / RECORD), folder / "evaluation" / RECORD
+    return TrainedStage(
+        folder,
+        checkpoint,
+        record,
+        _read(evaluated) if evaluated.is_file() else None,
+        read_evaluation(folder),
+    )
 
 
 def _read(file: Path) -> dict[str, Any]:

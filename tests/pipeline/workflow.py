@@ -21,11 +21,13 @@ WRITES = {
     "prepare_model": ("model",),
     "prepare_data": ("train", "heldout", "stats"),
     "train": ("checkpoint", "info", "saved", "metrics", "steps", "transcript", "weights"),
+    "train_cookbook": ("checkpoint", "metrics", "weights", "recipe"),
     "evaluate": ("evaluation", "samples"),
+    "inspect_stage": ("result", "samples"),
     "export": ("adapter", "merged", "check"),
     "report": ("page",),
 }
-FOLDERS = ("model", "steps", "weights", "adapter", "merged")
+FOLDERS = ("model", "steps", "weights", "recipe", "adapter", "merged")
 STAND_IN = '''"""Stands in for the real program: writes its outputs, and does no work."""
 import pathlib, sys
 
@@ -82,7 +84,8 @@ class Workflow:
             for name, writes in WRITES.items():
                 program = STAND_IN.replace("WRITES", repr(writes)).replace("FOLDERS", repr(FOLDERS))
                 (folder / "scripts" / f"{name}.py").write_text(program)
-            for name in ("summary", "constrained"):  # what the shipped configs read
+            # What the shipped configs read.
+            for name in ("summary", "constrained", "definition", "conversations", "distilled"):
                 (folder / f"{name}.jsonl").touch()
         else:
             (folder / "scripts").symlink_to(ROOT / "scripts")

@@ -26,7 +26,7 @@ GOLDEN = [
     ("options", "expected"), GOLDEN, ids=["supervised", "rejection", "raft++", "grpo"]
 )
 def test_the_first_steps_of_a_stage_stay_what_they_were(
-    options: config.Stage,
+    options: config.OwnStage,
     expected: list[tuple[float, ...]],
     make_context: Callable[..., StageContext],
 ):

@@ -49,13 +49,13 @@ EVERY_STAGE = pytest.mark.parametrize(
 )
 
 
-def train(options: config.Stage, context: StageContext, first_step: int = 0) -> list[StepRecord]:
+def train(options: config.OwnStage, context: StageContext, first_step: int = 0) -> list[StepRecord]:
     return list(STAGES[options.kind](options, context, first_step))
 
 
 @EVERY_STAGE
 def test_a_stage_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(
-    options: config.Stage,
+    options: config.OwnStage,
     make_context: MakeContext,
     service: tinker.ServiceClient,
     tmp_path: Path,
@@ -74,7 +74,7 @@ def test_a_stage_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(
 
 @EVERY_STAGE
 def test_a_stage_records_every_step_and_its_validation_accuracy_when_due(
-    options: config.Stage, make_context: MakeContext
+    options: config.OwnStage, make_context: MakeContext
 ):
     records = train(options, make_context())
     assert [record.step for record in records] == list(range(STEPS))
@@ -174,7 +174,7 @@ def test_rejection_trains_on_right_completions_with_weight_one(make_context: Mak
     ],
 )
 def test_a_step_without_signal_is_an_error_that_says_why(
-    options: config.Stage, reason: str, make_context: MakeContext
+    options: config.OwnStage, reason: str, make_context: MakeContext
 ):
     with pytest.raises(TinsmithError, match=f"step 0 of stage {options.name} must .*{reason}"):
         train(options, make_context(has_signal=False))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.configs import complaint, config, grpo
+from tests.configs import complaint, config, grpo, recipe
 from tinsmith.config import Config, Grpo, PromptedTask, check, load
 from tinsmith.errors import TinsmithError
 
@@ -76,6 +76,17 @@ def test_a_resolved_config_is_itself_valid() -> None:
         (config(evaluation={"temperature": 0.0}), "samples_per_problem must be 1 at temperature 0"),
         (config(task={"kind": "qa", "grader": "exact", "prompt_template": "?"}), "{question}"),
         (config(backend={"kind": "hosted"}), "model.kind must be 'hub' with backend.kind 'hosted'"),
+        (
+            recipe(arguments={"base_url": "x"}),
+            "arguments.base_url must be left out: the serv",
+        ),
+        (recipe(arguments={"seed": 3}), "stages[0].arguments.seed must be left out: seeds are"),
+        (recipe(arguments={"a b": 3}), "stages[0].arguments.a b must be an argument's name"),
+        (recipe(arguments={"teacher": "{sft.state}"}), "must name an earlier stage, got '{sft.st"),
+        (recipe(reads=["sft"]), "stages[0].reads must list earlier stages of kind 'cookbook'"),
+        (recipe(recipe="a b"), "stages[0].recipe must be a module's name, like chat_sl.train"),
+        (recipe() | {"container": True}, "container must be false with stages[0].kind 'cookbook'"),
+        (recipe() | {"lora": {"train_mlp": False}}, "train_unembed must be true with stages[0]"),
         (["model"], "the config must be a mapping of sections, got ['model']"),
         (None, "the config must be a mapping of sections, got None"),
     ],
@@ -135,7 +146,7 @@ def test_an_exponent_without_a_point_is_the_number_it_looks_like(tmp_path: Path)
         "model: {kind: tiny}\ndata: {kind: arithmetic}\ntask: {kind: arithmetic}\n"
         "stages: [{kind: grpo, steps: 1, learning_rate: 1e-4}]\n"
     )
-    assert load(file).stages[0].learning_rate == 1e-4
+    assert load(file).stages[0].model_dump()["learning_rate"] == 1e-4
 
 
 def test_a_file_that_is_no_yaml_says_where(tmp_path: Path) -> None:

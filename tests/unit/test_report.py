@@ -17,6 +17,7 @@ from tinsmith.report.charts import curves_chart
 from tinsmith.report.graph import draw_graph, job_graph
 from tinsmith.report.page import write_report
 from tinsmith.report.results import read_results, reported_files
+from tinsmith.report.sweep import last_aim, sweep_charts
 from tinsmith.runs import expand
 
 STAGES = ("base", "supervised", "grpo")
@@ -236,6 +237,29 @@ def test_a_sweep_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "<h2>Sweep</h2>" in page
     assert "grpo.learning_rate = 0.0001" in page
     assert "grpo.learning_rate = auto" in page
+
+
+def test_a_swept_number_is_drawn_and_what_was_trained_for_stands_in_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = settings_for(sweep={"grpo.learning_rate": [1e-3, 1e-5, 1e-4], "lora.rank": [4, 8]})
+    write_results(settings)
+    for run, swept in settings.runs.items():
+        rows = [{"step": s, "train_mean_nll": swept["grpo.learning_rate"]} for s in range(20)]
+        write(Path(f"results/{run}/grpo/metrics.jsonl"), rows)
+    results = read_results(settings)
+    aim = last_aim(results)
+    assert aim is not None
+    assert aim.title == "loss, nats a token"
+    values = [variant.swept["grpo.learning_rate"] for variant in results.variants]
+    assert aim.values == pytest.approx(values)
+    page = page_of(settings)
+    for key in ("grpo.learning_rate", "lora.rank"):
+        assert f'aria-label="What was reached over {key}"' in page
+    assert page.count('<td class="number">0.001</td>') == 2
+    ticks = re.findall(r"<text[^>]*>(1e-0\d|0\.0+1)</text>", sweep_charts(results)[0])
+    assert ticks[:3] == ["1e-05", "0.0001", "0.001"]
 
 
 def test_without_a_sweep_none_is_shown(settings: ReportSettings) -> None:

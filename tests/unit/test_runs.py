@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.configs import config, grpo
-from tinsmith.config import check
+from tests.configs import config, grpo, recipe
+from tinsmith.config import Cookbook, check
 from tinsmith.errors import TinsmithError
 from tinsmith.runs import RunConfig, expand, settings_json
 
@@ -24,8 +24,23 @@ def test_seeds_and_swept_values_fan_out_into_named_runs() -> None:
         "seed=1+grpo.learning_rate=auto+lora.rank=4",
     ]
     first = runs["seed=0+grpo.learning_rate=0.0001+lora.rank=4"]
-    assert first.stage("grpo").learning_rate == 1e-4
+    assert first.config.stages[1].model_dump()["learning_rate"] == 1e-4
     assert first.config.lora.rank == 4
+
+
+def test_an_argument_of_a_recipe_is_swept_though_the_config_does_not_give_it() -> None:
+    runs = expand(check(recipe() | {"sweep": {"cookbook.arguments.a.b": [1e-4]}}))
+    [(name, run)] = runs.items()
+    assert name == "seed=0+cookbook.arguments.a.b=0.0001"
+    stage = run.stage("cookbook")
+    assert isinstance(stage, Cookbook)
+    assert stage.arguments == {"a.b": 1e-4}
+
+
+def test_a_model_of_a_path_is_called_by_the_name_that_it_is_given() -> None:
+    model = {"kind": "path", "path": "some/where", "name": "Org/Name"}
+    run = only_run(config(model=model))
+    assert (run.model_name, run.model_key, run.model_dir) == ("Org/Name", "Org__Name", "some/where")
 
 
 def test_names_are_safe_for_files() -> None:

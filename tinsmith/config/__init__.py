@@ -2,6 +2,8 @@
 
 from tinsmith.config.checkpoints import Checkpoints
 from tinsmith.config.checks import check, check_section, load
+from tinsmith.config.cookbook import Cookbook
+from tinsmith.config.inspection import InspectTask
 from tinsmith.config.monitors import DEFAULT_MONITORS, Monitor
 from tinsmith.config.paradigms import (
     Debate,
@@ -38,9 +40,11 @@ from tinsmith.config.sections import (
     UserClass,
 )
 from tinsmith.config.settings import (
+    CookbookSettings,
     DataSettings,
     EvaluateSettings,
     ExportSettings,
+    InspectSettings,
     ModelSettings,
     MonitorSettings,
     ReportSettings,
@@ -48,7 +52,7 @@ from tinsmith.config.settings import (
     TrackerSettings,
     TrainSettings,
 )
-from tinsmith.config.stages import Grpo, Rejection, SamplingStage, Stage, Supervised
+from tinsmith.config.stages import Grpo, OwnStage, Rejection, SamplingStage, Stage, Supervised
 from tinsmith.config.tasks import (
     ArithmeticTask,
     ConstrainedTask,
@@ -69,6 +73,8 @@ __all__ = [
     "Config",
     "ConstrainedTask",
     "Container",
+    "Cookbook",
+    "CookbookSettings",
     "Data",
     "DataSettings",
     "Debate",
@@ -80,6 +86,8 @@ __all__ = [
     "Grpo",
     "HubData",
     "HubModel",
+    "InspectSettings",
+    "InspectTask",
     "JobResources",
     "Judge",
     "LatestOpponent",
@@ -93,6 +101,7 @@ __all__ = [
     "MonitorSettings",
     "Operation",
     "Opponent",
+    "OwnStage",
     "Paradigm",
     "PathModel",
     "PoolOpponent",

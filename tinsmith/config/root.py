@@ -5,6 +5,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from tinsmith.config.checkpoints import Checkpoints
+from tinsmith.config.cookbook import Cookbook
+from tinsmith.config.inspection import InspectTask
 from tinsmith.config.monitors import DEFAULT_MONITORS, Monitor
 from tinsmith.config.paradigms import Debate, Paradigm
 from tinsmith.config.resources import Resources
@@ -25,7 +27,11 @@ from tinsmith.config.sections import (
 )
 from tinsmith.config.stages import Grpo, Rejection, Stage
 from tinsmith.config.tasks import ConstrainedTask, QaTask, SummaryTask, Task
+<<<<<<< HEAD
 from tinsmith.config.trackers import Tracker
+=======
+from tinsmith.errors import nearest
+>>>>>>> 4716a8e (Run recipes of the tinker-cookbook as stages, and Inspect AI's tasks as evaluations)
 from tinsmith.tiny.limits import refusal
 
 RESERVED_NAMES = ("base", "export")
@@ -45,6 +51,7 @@ class Config(Section):
     checkpoints: Checkpoints = Checkpoints()
     trackers: tuple[Tracker, ...] = ()
     evaluation: Evaluation = Evaluation()
+    inspect: tuple[InspectTask, ...] = ()
     container: Annotated[Container, BeforeValidator(use_what_is_described)] = Container()
     resources: Resources = Resources()
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
@@ -91,8 +98,33 @@ class Config(Section):
     @model_validator(mode="after")
     def _stages_fit_the_paradigm(self) -> "Config":
         for index, stage in enumerate(self.stages):
-            if stage.kind != "supervised" and (reason := _misfit(stage, self.paradigm)):
+            if isinstance(stage, Rejection | Grpo) and (reason := _misfit(stage, self.paradigm)):
                 raise ValueError(f"stages[{index}].{reason}")
+        return self
+
+    @model_validator(mode="after")
+    def _recipes_have_what_they_need(self) -> "Config":
+        for index, stage in enumerate(self.stages):
+            if isinstance(stage, Cookbook) and (reason := _lack(self, stage, index)):
+                raise ValueError(reason)
+        return self
+
+    @model_validator(mode="after")
+    def _inspect_can_ask(self) -> "Config":
+        names = [task.name for task in self.inspect]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise ValueError(f"inspect[{index}].name must be unique, got {name!r} twice")
+        if names and self.backend.kind == "hosted":
+            raise ValueError(
+                "inspect must be left out with backend.kind 'hosted' (TINKER_BACKEND counts):"
+                " Inspect asks through the OpenAI endpoint of a Tinsmith server"
+            )
+        if names and self.container.use:
+            raise ValueError(
+                "container must be false with inspect, whose environment, .venvs/inspect, is of"
+                " this machine and not of the image"
+            )
         return self
 
     @model_validator(mode="after")
@@ -159,10 +191,8 @@ class Config(Section):
             reason = refusal(self.data.digits, self.data.operations)
             if reason is not None:
                 raise ValueError(reason)
-        evaluated, validating = (
-            self.evaluation.num_problems,
-            max(stage.eval_problems for stage in self.stages),
-        )
+        of_stages = (s.eval_problems for s in self.stages if not isinstance(s, Cookbook))
+        evaluated, validating = self.evaluation.num_problems, max(of_stages, default=0)
         if evaluated + validating > self.data.held_out:
             raise ValueError(
                 "evaluation.num_problems + eval_problems of a stage must be at most data.held_out ="
@@ -176,6 +206,35 @@ def _needs_answers(task: Task) -> bool:
     if isinstance(task, SummaryTask):
         return task.weights.rouge > 0
     return not isinstance(task, ConstrainedTask | UserClass)
+
+
+def _lack(config: Config, stage: Cookbook, index: int) -> str | None:
+    """Why a stage of the cookbook cannot run where it stands; None if it can."""
+    if config.container.use:
+        return (
+            f"container must be false with stages[{index}].kind 'cookbook', whose environment,"
+            " .venvs/cookbook, is of this machine and not of the image"
+        )
+    earlier = {before.name: before for before in config.stages[:index]}
+    for key, name in stage.references().items():
+        if name not in earlier:
+            return (
+                f"stages[{index}].arguments.{key} must name an earlier stage, got"
+                f" {stage.arguments[key]!r}{nearest(name, earlier)}"
+            )
+    for name in stage.reads:
+        if not isinstance(earlier.get(name), Cookbook):
+            return (
+                f"stages[{index}].reads must list earlier stages of kind 'cookbook', got {name!r}"
+            )
+    lora = config.lora
+    is_new = index == 0 or stage.start == "recipe"
+    if is_new and not (lora.train_attn and lora.train_mlp and lora.train_unembed):
+        return (
+            f"lora.train_attn, train_mlp and train_unembed must be true with stages[{index}].kind"
+            " 'cookbook', whose recipes train every layer of a new adapter"
+        )
+    return None
 
 
 def _misfit(stage: Rejection | Grpo, paradigm: Paradigm) -> str | None:

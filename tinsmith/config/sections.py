@@ -12,6 +12,8 @@ COMMIT, REPOSITORY = r"^[0-9a-f]{40}$", r"^[\w.-]+/[\w.-]+$"
 TABLE_FILE, STAGE_NAME = r"\.(jsonl|csv|parquet)$", r"^[a-z0-9_-]+$"
 CLASS = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 USER_CLASS = "module:Class"
+MODULE = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
+INSPECT_TASK = r"^[\w./-]+\.py@\w+$|^\w+/\w+$"
 CHECKPOINT = r"^tinker://.+"
 RESULTS_FOLDER = r"^[^{}<>]*[^{}<>/]$"
 IMAGE_FILE = r"^\S+\.sif$"
@@ -28,12 +30,15 @@ PATTERNS = {
     STAGE_NAME: "must hold small letters, digits, '-' and '_' only",
     IMAGE_FILE: "must be a .sif file, its path without spaces",
     CLASS: "must name a class as module:Class, like my_code:MyClass",
+    INSPECT_TASK: "must be a task like my_tasks.py@capitals, or package/task",
+    MODULE: "must be a module's name, like chat_sl.train or my_recipes.train",
 }
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Operation = Literal["+", "-", "*"]
+StageName = Annotated[str, Field(pattern=STAGE_NAME)]
 Commit = Annotated[str, Field(pattern=COMMIT)]
 RepositoryName = Annotated[str, Field(pattern=REPOSITORY)]
 Address = Annotated[
@@ -79,10 +84,12 @@ class HubModel(Section):
 
 
 class PathModel(Section):
-    """Any local directory that holds a Hugging Face causal language model."""
+    """Any local directory that holds a Hugging Face causal language model; `name` is what the
+    Tinker API calls it, if not by the directory's name."""
 
     kind: Literal["path"]
     path: Text
+    name: RepositoryName | None = None
 
 
 Model = Annotated[TinyModel | HubModel | PathModel, Field(discriminator="kind")]

@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import Field
 
+from tinsmith.config.cookbook import Cookbook
+from tinsmith.config.inspection import InspectTask
 from tinsmith.config.monitors import DEFAULT_MONITORS, Monitor
 from tinsmith.config.paradigms import Paradigm
 from tinsmith.config.root import Config
@@ -22,7 +24,7 @@ from tinsmith.config.sections import (
     Operation,
     Section,
 )
-from tinsmith.config.stages import Stage
+from tinsmith.config.stages import OwnStage
 from tinsmith.config.tasks import Task
 from tinsmith.config.trackers import Tracker
 
@@ -57,9 +59,20 @@ class TrainSettings(Section):
     run: str
     seed: int
     model_name: str
-    stage: Stage
+    stage: OwnStage
     task: Task
     paradigm: Paradigm
+    lora: Lora
+    backend: Backend
+
+
+class CookbookSettings(Section):
+    """For scripts.train_cookbook."""
+
+    run: str
+    seed: int
+    model_name: str
+    stage: Cookbook
     lora: Lora
     backend: Backend
 
@@ -86,6 +99,17 @@ class EvaluateSettings(Section):
     task: Task
     paradigm: Paradigm
     evaluation: Evaluation
+    backend: Backend
+
+
+class InspectSettings(Section):
+    """For scripts.inspect_stage; `stage` is "base" where no adapter is loaded."""
+
+    run: str
+    seed: int
+    model_name: str
+    stage: str
+    task: InspectTask
     backend: Backend
 
 

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tinsmith.config.sections import STAGE_NAME, Count, Section
+from tinsmith.config.cookbook import Cookbook
+from tinsmith.config.sections import Count, Section, StageName
 
-StageName = Annotated[str, Field(pattern=STAGE_NAME)]
 AutoRate = Annotated[float, Field(gt=0)] | Literal["auto"]
 AutoCount = Count | Literal["auto"]
 
@@ -118,4 +118,6 @@ class Grpo(SamplingStage):
         return self
 
 
-Stage = Annotated[Supervised | Rejection | Grpo, Field(discriminator="kind")]
+# Those whose loop is Tinsmith's own, and all.
+OwnStage = Annotated[Supervised | Rejection | Grpo, Field(discriminator="kind")]
+Stage = Annotated[Supervised | Rejection | Grpo | Cookbook, Field(discriminator="kind")]

@@ -6,7 +6,16 @@ from typing import Any
 from tinsmith.config.root import Config
 from tinsmith.errors import TinsmithError, nearest
 
-_NOT_SWEPT = ("container", "stages", "monitors", "resources", "seeds", "sweep", "results")
+_NOT_SWEPT = (
+    "container",
+    "stages",
+    "monitors",
+    "inspect",
+    "resources",
+    "seeds",
+    "sweep",
+    "results",
+)
 
 
 def swept_values(config: Config, key: str, values: list[Any], source: str) -> list[dict[str, Any]]:
@@ -20,22 +29,28 @@ def replaced(config: Config, changes: dict[str, Any], source: str) -> dict[str, 
     """The config's values with each dotted key of `changes` set; its sweep is spent."""
     values = config.model_dump(mode="json") | {"sweep": {}}
     for key, value in changes.items():
-        _section(values, key, source)[key.rpartition(".")[2]] = copy.deepcopy(value)
+        section, last = _place(values, key, source)
+        section[last] = copy.deepcopy(value)
     return values
 
 
-def _section(values: dict[str, Any], key: str, source: str) -> dict[str, Any]:
-    """The mapping in which the last part of a dotted key stands."""
-    head, *rest = key.split(".")
+def _place(values: dict[str, Any], key: str, source: str) -> tuple[dict[str, Any], str]:
+    """The mapping in which a key stands, and its name there: section.key, stage.key, or
+    stage.arguments.key of a recipe of the cookbook, whose own keys may have dots."""
+    head, _, rest = key.partition(".")
     sections = {name: values[name] for name in values if name not in _NOT_SWEPT}
     sections |= {stage["name"]: stage for stage in values["stages"]}
-    if head not in sections or len(rest) != 1:
+    _, _, argument = rest.partition(".")
+    arguments = sections.get(head, {}).get("arguments")
+    if isinstance(arguments, dict) and argument and rest == f"arguments.{argument}":
+        return arguments, argument
+    if head not in sections or not rest or "." in rest:
         hint = nearest(head, sorted(sections))
         raise TinsmithError(
             f"{source}: sweep.{key} must be a stage's name or a section, a dot and a key of it"
             f"{hint}"
         )
-    if rest[0] not in sections[head]:
-        hint = nearest(rest[0], sorted(sections[head]))
+    if rest not in sections[head]:
+        hint = nearest(rest, sorted(sections[head]))
         raise TinsmithError(f"{source}: sweep.{key} is not a key of the config{hint}")
-    return sections[head]
+    return sections[head], rest

@@ -28,7 +28,7 @@ def inference_script(stage: TrainedStage, base: str, through: Through) -> str:
         lstrip_blocks=True,
     )
     environment.filters["literal"] = _literal
-    task = stage.settings["task"]
+    task = stage.settings.get("task", {})  # a recipe that was not evaluated has none
     return environment.get_template(f"{through}.py.jinja").render(
         base=base if not Path(base).is_dir() else str(Path(base).resolve()),
         base_name=stage.checkpoint.base_model,

@@ -40,7 +40,7 @@ def batch_size_factor(batch_size: int, reference_batch_size: int | None) -> floa
     return math.sqrt(batch_size / reference_batch_size)
 
 
-def resolve_learning_rate(stage: config.Stage, model_dir: Path) -> float:
+def resolve_learning_rate(stage: config.OwnStage, model_dir: Path) -> float:
     """The learning rate that a stage trains with; its batch is what one optimizer step sees."""
     if stage.learning_rate != "auto":
         return stage.learning_rate
@@ -50,7 +50,7 @@ def resolve_learning_rate(stage: config.Stage, model_dir: Path) -> float:
     return rate * batch_size_factor(_batch_size(stage), stage.reference_batch_size)
 
 
-def _batch_size(stage: config.Stage) -> int:
+def _batch_size(stage: config.OwnStage) -> int:
     if stage.kind == "supervised":
         return stage.batch_size
     return stage.problems_per_step * stage.samples_per_problem

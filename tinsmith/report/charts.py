@@ -20,7 +20,7 @@ COLOURS = tuple(f"#0102{index:02x}" for index in range(16, 24))
 _VARIABLES = {INK: "--ink", FAINT: "--faint", GRID: "--grid", BASE_COLOUR: "--base"} | {
     colour: f"--series-{index}" for index, colour in enumerate(COLOURS)
 }
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tinsmith",
     "font.size": 9.5,
@@ -47,6 +47,7 @@ _STYLE: dict[Any, Any] = {
     "lines.solid_capstyle": "round",
 }
 CURVES = (
+    ("validation_accuracy", "Validation accuracy"),
     ("reward_mean", "Reward"),
     ("loss", "Loss"),
     ("entropy_nats", "Entropy, nats a token"),
@@ -55,7 +56,22 @@ CURVES = (
     ("share_zero_variance", "Groups without variance"),
     ("grad_norm", "Gradient norm"),
     ("tokens_per_s", "Tokens a second"),
+    # Of recipes of the tinker-cookbook, as they name them.
+    ("train_mean_nll", "Loss, nats a token"),
+    ("test/nll", "Held-out loss, nats a token"),
+    ("dpo_loss", "DPO loss"),
+    ("accuracy", "Pairs ranked right"),
+    ("env/all/reward/total", "Reward"),
+    ("reward/total", "Reward"),
+    ("teacher_kl", "KL to the teacher, nats"),
+    ("optim/entropy", "Entropy, nats a token"),
+    ("optim/kl_sample_train_v2", "KL sampler to trainer, nats"),
+    ("env/all/ac_tokens_per_turn", "Completion length, tokens"),
+    ("learning_rate", "Learning rate"),
 )
+# Of a stage that logs none of these, under their own names.
+MAX_CURVES = 9
+SHARES = ("validation_accuracy", "share_zero_variance", "accuracy")
 
 
 def colour_of(index: int) -> str:
@@ -65,7 +81,7 @@ def colour_of(index: int) -> str:
 
 def accuracy_chart(results: Results) -> str:
     """Held-out accuracy by stage: every seed with its interval, and the pooled mean."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 3.6), layout="constrained")
         axes = figure.subplots()
         for index, variant in enumerate(results.variants):
@@ -77,15 +93,20 @@ def accuracy_chart(results: Results) -> str:
         axes.set_xlim(-0.35, len(results.evaluated) - 0.65)
         if len(results.variants) > 1:
             axes.legend(loc="lower right")
-        return _svg(figure, "Held-out accuracy by stage")
+        return svg(figure, "Held-out accuracy by stage")
 
 
 def curves_chart(results: Results, stage: str) -> str:
     """The curves of one stage: a thin line for each seed, a thick one for their mean."""
-    known = [(key, title) for key, title in CURVES if _has(results, stage, key)]
-    panels = [("validation_accuracy", "Validation accuracy"), *known]
+    panels = [(key, title) for key, title in CURVES if _has(results, stage, key)]
+    if not panels:
+        row = results.variants[0].runs[0].metrics[stage][:1]
+        names = sorted({*(row[0] if row else ())} - {"step"})
+        panels = [(name, name) for name in names if _has(results, stage, name)][:MAX_CURVES]
+    if not panels:
+        return ""
     num_rows = -(-len(panels) // 3)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 1.95 * num_rows), layout="constrained")
         grid = list(figure.subplots(num_rows, 3, squeeze=False, sharex=True).flat)
         for axes, (key, title) in zip(grid, panels, strict=False):
@@ -94,7 +115,7 @@ def curves_chart(results: Results, stage: str) -> str:
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
         figure.supxlabel("optimizer step", color=FAINT, fontsize=9)
-        return _svg(figure, f"Curves of stage {stage}")
+        return svg(figure, f"Curves of stage {stage}")
 
 
 def _draw_variant(axes: Axes, results: Results, variant: Variant, index: int) -> None:
@@ -143,7 +164,7 @@ def _draw_curve(axes: Axes, results: Results, stage: str, key: str) -> None:
         marker = "o" if key == "validation_accuracy" or len(shared) < 2 else None
         axes.plot(shared, means, color=colour, linewidth=1.8, marker=marker, markersize=4)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if key in ("validation_accuracy", "share_zero_variance"):
+    if key in SHARES:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     for bound in _bounds(results, key):
         axes.axhline(bound, color=FAINT, linewidth=0.8, linestyle=(0, (3, 3)))
@@ -172,7 +193,7 @@ def _stage_colour(results: Results, stage: str) -> str:
     return BASE_COLOUR if stage == BASE else colour_of(results.stages.index(stage))
 
 
-def _svg(figure: Figure, title: str) -> str:
+def svg(figure: Figure, title: str) -> str:
     """The figure without XML header, size or font of its own, in the page's colours."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -34,7 +34,7 @@ class Drawing:
 
 
 def draw_graph(jobs: Sequence[Row], runs: Sequence[str], colours: Mapping[str, str]) -> Drawing:
-    """Columns by depth; each run has a lane for training and one for evaluation."""
+    """Columns by depth; each run has a lane for training and one for each evaluation."""
     shown = list(runs)[:MAX_RUNS]
     drawn = [job for job in jobs if _run(job) is None or _run(job) in shown]
     graph = job_graph(drawn)
@@ -71,7 +71,8 @@ def _layers(graph: networkx.DiGraph) -> list[list[int]]:
 
 
 def _rows(jobs: Sequence[Row], runs: Sequence[str], column: Mapping[int, int]) -> dict[int, float]:
-    middle = len(runs) - 0.5
+    lanes = ["train", "evaluate", *sorted({_evaluation(job) for job in jobs} - {None})]
+    middle = (len(lanes) * len(runs) - 1) / 2
     shared: dict[int, list[int]] = {}
     rows: dict[int, float] = {}
     for index, job in enumerate(jobs):
@@ -79,7 +80,7 @@ def _rows(jobs: Sequence[Row], runs: Sequence[str], column: Mapping[int, int]) -
         if run is None:
             shared.setdefault(column[index], []).append(index)
         else:
-            rows[index] = 2 * runs.index(run) + (job["rule"] == "evaluate_stage")
+            rows[index] = len(lanes) * runs.index(run) + lanes.index(_lane(job))
     for indices in shared.values():
         for place, index in enumerate(indices):
             rows[index] = middle + place - (len(indices) - 1) / 2
@@ -87,11 +88,24 @@ def _rows(jobs: Sequence[Row], runs: Sequence[str], column: Mapping[int, int]) -
     return {index: row - top for index, row in rows.items()}
 
 
+def _lane(job: Row) -> str:
+    """Training, the built-in evaluation, and every other of its name."""
+    return _evaluation(job) or ("evaluate" if job["rule"] == "evaluate_stage" else "train")
+
+
+def _evaluation(job: Row) -> str | None:
+    """The name of an evaluation by Inspect AI."""
+    is_one = job["rule"] == "inspect_stage"
+    return f"inspect {job['settings']['task']['name']}" if is_one else None
+
+
 def _node(job: Row, x: float, y: float, colours: Mapping[str, str]) -> Node:
     stage = _stage(job)
     titles = {
         "train_stage": f"train {stage}",
+        "train_cookbook": f"train {stage}",
         "evaluate_stage": f"evaluate {stage}",
+        "inspect_stage": f"{_evaluation(job)} {stage}",
         "export_run": "export",
         "prepare_model": "prepare model",
         "prepare_data": "prepare data",

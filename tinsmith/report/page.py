@@ -15,6 +15,7 @@ from tinsmith.report.costs import costs_by_rule
 from tinsmith.report.graph import draw_graph, seconds
 from tinsmith.report.results import Results, read_results
 from tinsmith.report.samples import compare_samples
+from tinsmith.report.sweep import last_aim, sweep_charts
 from tinsmith.report.words import (
     describe_data,
     describe_machine,
@@ -57,6 +58,8 @@ def render(results: Results) -> str:
         graph=draw_graph(results.jobs, run_names, colours),
         costs=costs_by_rule(results.jobs),
         samples=compare_samples(results),
+        sweeps=sweep_charts(results),
+        aim=last_aim(results),
         latest=max(results.jobs, key=lambda job: job["ended"]),
         span_s=_span_s(results),
     )

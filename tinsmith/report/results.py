@@ -15,7 +15,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RunResults:
-    """One run: for the base and every stage its evaluation, and for every stage its curve."""
+    """One run: for the base and every stage its evaluation, and for every stage its curve.
+
+    `inspected` has the scores of each evaluation by Inspect AI, by its name and the scorer's, and
+    by stage.
+    """
 
     name: str
     seed: int
@@ -23,14 +27,16 @@ class RunResults:
     samples: dict[str, list[Row]]
     metrics: dict[str, list[Row]]
     export_check: Row
+    inspected: dict[str, dict[str, Row]]
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The runs that differ in their seed alone."""
+    """The runs that differ in their seed alone; `swept` are the values that tell it from others."""
 
     label: str
     runs: tuple[RunResults, ...]
+    swept: Row
 
     def accuracy(self, stage: str) -> Interval:
         """Over the problems, each with its mean over samples and seeds."""
@@ -94,6 +100,10 @@ def reported_files(settings: ReportSettings) -> dict[str, Path]:
             files[f"{run}/{stage}/evaluation"] = evaluation / "evaluation.json"
             files[f"{run}/{stage}/samples"] = evaluation / "samples.jsonl"
             files[f"{run}/{stage}/evaluation/job"] = evaluation / "run_metadata.json"
+            for task in settings.config.inspect:
+                of_task = root / run / stage / "inspect" / task.name
+                files[f"{run}/{stage}/inspect/{task.name}"] = of_task / "inspect.json"
+                files[f"{run}/{stage}/inspect/{task.name}/job"] = of_task / "run_metadata.json"
     return files
 
 
@@ -102,20 +112,30 @@ def read_results(settings: ReportSettings) -> Results:
     files = reported_files(settings)
     stages = tuple(stage.name for stage in settings.config.stages)
     by_label: dict[str, list[RunResults]] = {}
-    for name, swept in settings.runs.items():
-        label = ", ".join(f"{key} = {value}" for key, value in swept.items() if key != "seed")
-        by_label.setdefault(label, []).append(_read_run(name, swept["seed"], stages, files))
+    swept: dict[str, Row] = {}
+    for name, told in settings.runs.items():
+        values = {key: value for key, value in told.items() if key != "seed"}
+        label = ", ".join(f"{key} = {value}" for key, value in values.items())
+        by_label.setdefault(label, []).append(_read_run(name, told["seed"], settings, files))
+        swept[label] = values
     return Results(
         config=settings.config,
         stages=stages,
-        variants=tuple(Variant(label, tuple(runs)) for label, runs in by_label.items()),
+        variants=tuple(Variant(k, tuple(runs), swept[k]) for k, runs in by_label.items()),
         jobs=tuple(_json(p) for p in files.values() if p.name.endswith("run_metadata.json")),
         data_stats={key: _json(files[f"data/{key}/stats"]) for key in settings.data},
     )
 
 
-def _read_run(name: str, seed: int, stages: tuple[str, ...], files: dict[str, Path]) -> RunResults:
+def _read_run(name: str, seed: int, settings: ReportSettings, files: dict[str, Path]) -> RunResults:
+    stages = tuple(stage.name for stage in settings.config.stages)
     evaluated = (BASE, *stages)
+    inspected: dict[str, dict[str, Row]] = {}
+    for task in settings.config.inspect:
+        for stage in evaluated:
+            scores = _json(files[f"{name}/{stage}/inspect/{task.name}"])["scores"]
+            for scorer, score in scores.items():
+                inspected.setdefault(f"{task.name}, {scorer}", {})[stage] = score
     return RunResults(
         name=name,
         seed=seed,
@@ -123,6 +143,7 @@ def _read_run(name: str, seed: int, stages: tuple[str, ...], files: dict[str, Pa
         samples={s: _lines(files[f"{name}/{s}/samples"]) for s in evaluated},
         metrics={s: _lines(files[f"{name}/{s}/metrics"]) for s in stages},
         export_check=_json(files[f"{name}/export/check"]),
+        inspected=inspected,
     )
 
 

@@ -71,13 +71,13 @@ class StageContext:
         )
 
 
-def is_evaluation_due(options: config.Stage, step: int) -> bool:
+def is_evaluation_due(options: config.OwnStage, step: int) -> bool:
     """After every `eval_every` steps, and after the last."""
     return (step + 1) % options.eval_every == 0 or step + 1 == options.steps
 
 
 def validation_accuracy(
-    context: StageContext, options: config.Stage, client: tinker.SamplingClient
+    context: StageContext, options: config.OwnStage, client: tinker.SamplingClient
 ) -> float:
     """The share of right answers on the last held-out problems, one sample each at temperature 1.
 

@@ -1,0 +1,56 @@
+"""A recipe of the tinker-cookbook as a stage."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tinsmith.config.sections import MODULE, Section, StageName
+
+Argument = bool | int | float | str | list[bool | int | float | str] | None
+# The arguments that Tinsmith gives itself, and which key says what they hold.
+GIVEN = {
+    "base_url": "the service is the config's `backend`",
+    "log_path": "a stage's log lies in its working folder, and goes to its results",
+    "model_name": "the model is the config's `model`",
+    "base_model": "the model is the config's `model`",
+    "load_checkpoint_path": "a stage starts from the one before (`start: previous`)",
+    "lora_rank": "the rank is the config's `lora.rank`",
+    "seed": "seeds are the config's `seeds`",
+    "behavior_if_log_dir_exists": "a stage that was cut off goes on",
+}
+# In an argument, what stands for a checkpoint of an earlier stage, and for the model's name.
+REFERENCE = re.compile(r"\{([a-z0-9_-]+)\.(state|sampler)\}")
+MODEL_NAME = "{model}"
+
+
+class Cookbook(Section):
+    """A recipe, run as it is in an environment of its own, with its own `key=value` arguments.
+
+    `start` is where it starts from: the stage before, or wherever the recipe itself says. `reads`
+    are the stages whose log folders it finds beside its own.
+    """
+
+    kind: Literal["cookbook"]
+    name: StageName = "cookbook"
+    recipe: Annotated[str, Field(pattern=MODULE)]
+    arguments: dict[str, Argument] = Field(default_factory=dict)
+    start: Literal["previous", "recipe"] = "previous"
+    reads: tuple[StageName, ...] = ()
+
+    @model_validator(mode="after")
+    def _leaves_what_tinsmith_gives(self) -> "Cookbook":
+        for name in self.arguments:
+            if name in GIVEN:
+                raise ValueError(f"arguments.{name} must be left out: {GIVEN[name]}")
+            if not re.fullmatch(r"[A-Za-z_][\w.]*", name):
+                raise ValueError(
+                    f"arguments.{name} must be an argument's name, parts of it joined by dots"
+                )
+        return self
+
+    def references(self) -> dict[str, str]:
+        """The stages that arguments name by {stage.state} or {stage.sampler}, by the argument."""
+        texts = {key: value for key, value in self.arguments.items() if isinstance(value, str)}
+        found = {key: REFERENCE.fullmatch(value) for key, value in texts.items()}
+        return {key: match[1] for key, match in found.items() if match}
