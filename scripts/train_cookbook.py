@@ -9,12 +9,19 @@ from pathlib import Path
 
 import tinker
 
-from tinsmith.checkpoints import Checkpoint, Paths, explained, fetch_weights, save_final
+from tinsmith.checkpoints import Checkpoint, Paths, explained, fetch_weights
 from tinsmith.child import run_child
 from tinsmith.config import CookbookSettings
 from tinsmith.cookbook.command import recipe_arguments
 from tinsmith.cookbook.environment import LAUNCHER, PYTHON, find_packages
-from tinsmith.cookbook.logs import CHECKPOINTS, Saved, find_log, last_checkpoint, read_metrics
+from tinsmith.cookbook.logs import (
+    CHECKPOINTS,
+    FINAL,
+    Saved,
+    find_log,
+    last_checkpoint,
+    read_metrics,
+)
 from tinsmith.cookbook.recipes import Recipe, find_recipe
 from tinsmith.files import new_directory, sha256, write_text
 from tinsmith.gpus import assigned_gpus
@@ -101,7 +108,7 @@ def _write_outputs(
         shutil.copytree(log, place, dirs_exist_ok=True)
     client = service.create_training_client_from_state(saved.state).result()
     paths, info = _paths(client, saved), client.get_info()
-    digest = fetch_weights(client, "final", args.weights)
+    digest = fetch_weights(client, FINAL, args.weights)
     Checkpoint(
         stage=settings.stage.name,
         run=settings.run,
@@ -119,7 +126,8 @@ def _paths(client: tinker.TrainingClient, saved: Saved) -> Paths:
     """The recipe's own; or saved anew, where its last are not to sample from or do not stay."""
     if saved.sampler is not None:
         return Paths(saved.state, saved.sampler)
-    return save_final(client, "final")
+    state, sampler = client.save_state(FINAL), client.save_weights_for_sampler(FINAL)
+    return Paths(state.result().path, sampler.result().path)
 
 
 def _parse() -> argparse.Namespace:
