@@ -38,6 +38,8 @@ rule train_cookbook:
         setup=ancient("<results>/setup/setup.json"),
     output:
         checkpoint="<results>/{run}/{stage}/checkpoint.json",
+        info="<results>/{run}/{stage}/final_checkpoint_info.json",
+        saved="<results>/{run}/{stage}/checkpoints.jsonl",
         metrics="<results>/{run}/{stage}/metrics.jsonl",
         weights=directory("<results>/{run}/{stage}/weights"),
         recipe=directory("<results>/{run}/{stage}/recipe"),
@@ -73,6 +75,8 @@ rule train_cookbook:
         " --pins {input.pins:q}"
         " --work {params.work:q}"
         " --checkpoint {output.checkpoint:q}"
+        " --info {output.info:q}"
+        " --saved {output.saved:q}"
         " --metrics {output.metrics:q}"
         " --weights {output.weights:q}"
         " --recipe {output.recipe:q}"

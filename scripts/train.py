@@ -22,7 +22,7 @@ from tinsmith.checkpoints import (
 )
 from tinsmith.config import Checkpoints, MonitorSettings, TrackerSettings, TrainSettings
 from tinsmith.files import new_directory, write_json
-from tinsmith.final_checkpoint import describe_final, summary
+from tinsmith.final_checkpoint import best_of, describe_final, example_of, summary
 from tinsmith.frozen import FrozenModels
 from tinsmith.gpus import assigned_gpus
 from tinsmith.interruption import deferred_sigterm
@@ -225,7 +225,8 @@ def _write_outputs(
         weights_sha256=digest,
     )
     write_saved(args.saved, saved)
-    guide = describe_final(checkpoint, saved, settings, backend_of(args), args.model, context)
+    best, example = best_of(saved, settings.stage.eval_problems), example_of(settings, context)
+    guide = describe_final(checkpoint, best, example, backend_of(args), args.model)
     write_json(args.info, guide)
     checkpoint.write(args.checkpoint)
     logger.info("%s", summary(guide, vars(args)))

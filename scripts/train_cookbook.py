@@ -5,10 +5,14 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import tinker
 
+from tinsmith import progress
+from tinsmith.chat import Chat
 from tinsmith.checkpoints import Checkpoint, Paths, explained, fetch_weights
 from tinsmith.child import run_child
 from tinsmith.config import CookbookSettings
@@ -23,19 +27,22 @@ from tinsmith.cookbook.logs import (
     read_metrics,
 )
 from tinsmith.cookbook.recipes import Recipe, find_recipe
-from tinsmith.files import new_directory, sha256, write_text
+from tinsmith.files import new_directory, sha256, write_json, write_text
+from tinsmith.final_checkpoint import Example, describe_final, summary
 from tinsmith.gpus import assigned_gpus
 from tinsmith.job import add_resources, backend_of, job, settings_of
-from tinsmith.progress import fingerprint
+from tinsmith.saves import write_saved
 from tinsmith.serving import connect
 
+# What final_checkpoint_info.json asks and trains with where the config does not say.
+QUESTION, DEFAULT_MAX_TOKENS, DEFAULT_RATE = "What is 3 + 4?", 512, 1e-4
+OUTPUTS = ("checkpoint", "info", "saved", "metrics", "weights", "recipe")
 logger = logging.getLogger(__name__)
 
 
 def main() -> None:
     """Parse the command line, run the recipe, and write what the rules after this one read."""
     args = _parse()
-    outputs = ("checkpoint", "metrics", "weights", "recipe")
     with job(
         rule="train_cookbook",
         log=args.log,
@@ -44,7 +51,7 @@ def main() -> None:
         inputs={"model": args.model, "pins": args.pins}
         | ({"previous": args.previous} if args.previous else {})
         | {str(path): path for path in (*args.checkpoints, *args.reads, *args.files)},
-        outputs={name: getattr(args, name) for name in outputs},
+        outputs={name: getattr(args, name) for name in OUTPUTS},
         seeds={"run": args.settings.seed},
     ):
         _train(args, args.settings)
@@ -84,9 +91,8 @@ def _working_folder(args: argparse.Namespace, settings: CookbookSettings, recipe
     """Where the recipe's logs lie, and those of the stages that it reads; emptied where they are of
     other inputs. The recipe itself goes on from what it finds."""
     files = [path for path in (args.previous, *args.checkpoints, *args.files) if path]
-    print_of_inputs = fingerprint(settings.model_dump_json(), [recipe.file, *files]) + "".join(
-        sha256(folder) for folder in args.reads
-    )
+    told = progress.fingerprint(settings.model_dump_json(), [recipe.file, *files])
+    print_of_inputs = "".join([told, *(sha256(folder) for folder in args.reads)])
     mark, runs = args.work / "inputs", args.work / "runs"
     if not mark.is_file() or mark.read_text(encoding="utf-8") != print_of_inputs:
         shutil.rmtree(args.work, ignore_errors=True)
@@ -109,7 +115,7 @@ def _write_outputs(
     client = service.create_training_client_from_state(saved.state).result()
     paths, info = _paths(client, saved), client.get_info()
     digest = fetch_weights(client, FINAL, args.weights)
-    Checkpoint(
+    checkpoint = Checkpoint(
         stage=settings.stage.name,
         run=settings.run,
         seed=settings.seed,
@@ -119,7 +125,36 @@ def _write_outputs(
         step=int(rows[-1]["step"]) + 1 if rows else 0,
         checkpoints=paths,
         weights_sha256=digest,
-    ).write(args.checkpoint)
+    )
+    final = progress.Saved(
+        name=FINAL,
+        kind="final",
+        step=checkpoint.step,
+        model_id=saved.model_id,
+        state=paths.state,
+        sampler=paths.sampler,
+        saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        validation_accuracy=None,
+    )
+    write_saved(args.saved, [final])
+    example = _example(settings.stage.arguments, Chat.load(args.model))
+    guide = describe_final(checkpoint, None, example, backend_of(args), args.model)
+    write_json(args.info, guide)
+    checkpoint.write(args.checkpoint)
+    logger.info("%s", summary(guide, vars(args)))
+
+
+def _example(arguments: Mapping[str, object], chat: Chat) -> Example:
+    """A question, since the recipe's own are its affair; the rate that it was trained with, if the
+    config says so."""
+    rate, most = arguments.get("learning_rate"), arguments.get("max_tokens")
+    return Example(
+        question=QUESTION,
+        prompt=chat.prompt(QUESTION),
+        system_prompt=None,
+        max_tokens=most if isinstance(most, int) else DEFAULT_MAX_TOKENS,
+        learning_rate=rate if isinstance(rate, float) else DEFAULT_RATE,
+    )
 
 
 def _paths(client: tinker.TrainingClient, saved: Saved) -> Paths:
@@ -141,7 +176,7 @@ def _parse() -> argparse.Namespace:
     add("--checkpoints", type=Path, nargs="*", default=[], help="that the arguments name")
     add("--reads", type=Path, nargs="*", default=[], help="log folders of earlier stages")
     add("--files", type=Path, nargs="*", default=[], help="that the arguments name")
-    for name in ("checkpoint", "metrics", "weights", "recipe", "log", "metadata"):
+    for name in (*OUTPUTS, "log", "metadata"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     return parser.parse_args()
 

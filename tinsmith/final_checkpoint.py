@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +45,43 @@ with tinker.ServiceClient() as service:
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What the programs ask: a question and its prompt's tokens; and how they ask and train on."""
+
+    question: str
+    prompt: tuple[int, ...]
+    system_prompt: str | None
+    max_tokens: int
+    learning_rate: float
+
+
+def example_of(settings: config.TrainSettings, context: StageContext) -> Example:
+    """The first problem of a stage, as its task asks it."""
+    problem = context.problems[0]
+    return Example(
+        question=context.task.question(problem),
+        prompt=tuple(context.task.prompt(problem)),
+        system_prompt=getattr(settings.task, "system_prompt", None),
+        max_tokens=settings.stage.max_tokens,
+        learning_rate=context.learning_rate,
+    )
+
+
 def describe_final(
     checkpoint: Checkpoint,
-    saved: Sequence[Saved],
-    settings: config.TrainSettings,
+    best: dict[str, Any] | None,
+    example: Example,
     backend: config.Backend,
     model: Path,
-    context: StageContext,
 ) -> dict[str, Any]:
-    """The content of final_checkpoint_info.json; the programs in it ask the first problem of the
-    context as its task asks it."""
+    """The content of final_checkpoint_info.json; the programs in it ask the example."""
     paths = checkpoint.checkpoints
-    problem = context.problems[0]
-    question, prompt = context.task.question(problem), list(context.task.prompt(problem))
     resuming = RESUMING.format(
-        prompt=prompt,
-        question=_literal(question[:MAX_SHOWN]),
+        prompt=list(example.prompt),
+        question=_literal(example.question[:MAX_SHOWN]),
         state=_literal(paths.state),
-        learning_rate=context.learning_rate,
+        learning_rate=example.learning_rate,
     )
     return {
         "model_id": checkpoint.model_id,
@@ -71,9 +91,9 @@ def describe_final(
         "run": checkpoint.run,
         "step": checkpoint.step,
         "checkpoints": {"final_state": paths.state, "sampler_weights": paths.sampler},
-        "best": _best(saved, settings.stage.eval_problems),
+        "best": best,
         "usage": {
-            "inference": _inference(checkpoint, settings, model, question, prompt),
+            "inference": _inference(checkpoint, example, model),
             "resuming": resuming,
             "command": _command(backend, model, checkpoint.base_model),
         },
@@ -98,7 +118,8 @@ def summary(info: dict[str, Any], files: Mapping[str, Path]) -> str:
     return "\n".join([f"stage {info['stage']} is done, {info['step']} steps", *lines])
 
 
-def _best(saved: Sequence[Saved], num_problems: int) -> dict[str, Any] | None:
+def best_of(saved: Sequence[Saved], num_problems: int) -> dict[str, Any] | None:
+    """What final_checkpoint_info.json says of the best checkpoint; None where there is none."""
     for one in saved:
         if one.is_best:
             return {
@@ -112,16 +133,10 @@ def _best(saved: Sequence[Saved], num_problems: int) -> dict[str, Any] | None:
     return None
 
 
-def _inference(
-    checkpoint: Checkpoint,
-    settings: config.TrainSettings,
-    model: Path,
-    question: str,
-    prompt: list[int],
-) -> str:
+def _inference(checkpoint: Checkpoint, example: Example, model: Path) -> str:
     """A program that asks; in words where these make the prompt, else in the task's own tokens."""
     chat = Chat.load(model)
-    system_prompt = getattr(settings.task, "system_prompt", None)
+    system_prompt, question, prompt = example.system_prompt, example.question, list(example.prompt)
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     messages = [*system, {"role": "user", "content": question}]
     if chat.has_template and list(chat.prompt(question, system_prompt)) == prompt:
@@ -135,7 +150,7 @@ def _inference(
     return INFERENCE.format(
         tokenizer=_literal(str(model.resolve())),
         asking=asking,
-        max_tokens=settings.stage.max_tokens,
+        max_tokens=example.max_tokens,
         stop=list(chat.stop_token_ids),
         sampler=_literal(checkpoint.checkpoints.sampler),
     )

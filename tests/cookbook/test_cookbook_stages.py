@@ -132,6 +132,9 @@ def test_every_stage_of_rlhf_leaves_a_checkpoint_that_loads(
             paths = checkpoint["checkpoints"]
             assert f"tinker://{checkpoint['model_id']}/" in paths["state"]
             service.create_sampling_client(model_path=paths["sampler"]).result()
+            info = read(folder / "final_checkpoint_info.json")
+            assert info["checkpoints"]["final_state"] == paths["state"]
+            assert [row["state"] for row in rows(folder / "checkpoints.jsonl")] == [paths["state"]]
             assert (folder / "weights/adapter_model.safetensors").is_file()
             assert read(folder / "run_metadata.json")["rule"] == "train_cookbook"
 

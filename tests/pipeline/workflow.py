@@ -21,7 +21,7 @@ WRITES = {
     "prepare_model": ("model",),
     "prepare_data": ("train", "heldout", "stats"),
     "train": ("checkpoint", "info", "saved", "metrics", "steps", "transcript", "weights"),
-    "train_cookbook": ("checkpoint", "metrics", "weights", "recipe"),
+    "train_cookbook": ("checkpoint", "info", "saved", "metrics", "weights", "recipe"),
     "evaluate": ("evaluation", "samples"),
     "inspect_stage": ("result", "samples"),
     "export": ("adapter", "merged", "check"),
