@@ -99,7 +99,9 @@ def _command(settings: InspectSettings, model: str, heldout: Path, logs: Path) -
     if task.limit is not None:
         command.append(f"--limit={task.limit}")
     for name, value in task.arguments.items():
-        command += ["-T", f"{name}={heldout.resolve() if value == HELD_OUT else value}"]
+        file = heldout if value == HELD_OUT else Path(str(value))
+        # Inspect reads files from the folder of the task.
+        command += ["-T", f"{name}={file.resolve() if file.is_file() else value}"]
     return command
 
 

@@ -71,7 +71,8 @@ def _layers(graph: networkx.DiGraph) -> list[list[int]]:
 
 
 def _rows(jobs: Sequence[Row], runs: Sequence[str], column: Mapping[int, int]) -> dict[int, float]:
-    lanes = ["train", "evaluate", *sorted({_evaluation(job) for job in jobs} - {None})]
+    others = {_evaluation(job) for job in jobs}
+    lanes = ["train", "evaluate", *sorted(name for name in others if name)]
     middle = (len(lanes) * len(runs) - 1) / 2
     shared: dict[int, list[int]] = {}
     rows: dict[int, float] = {}
