@@ -54,8 +54,6 @@ def small(name: str, hub: Path, endpoint: Endpoint, **sizes: int) -> dict[str, A
 def make_workflow(folder: Path, config: dict[str, Any], hub: Path) -> Workflow:
     """A folder with the environment of the cookbook and the hub's data sets in it."""
     workflow = Workflow(folder, config, stand_ins=False)
-    if not INSPECT.exists():
-        pytest.skip(f"{INSPECT} is missing; make inspect installs Inspect AI")
     (folder / ".venvs").symlink_to(ROOT / ".venvs")
     for data_set in ("Anthropic", "HuggingFaceH4"):
         (folder / data_set).symlink_to(hub / data_set)
@@ -150,6 +148,8 @@ def test_the_last_stage_of_rlhf_starts_from_the_first_and_asks_the_second(rlhf: 
 @pytest.fixture(scope="module")
 def chat(hub: Path, endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
     """configs/chat.yaml with a second stage from the first, run to its report."""
+    if not INSPECT.exists():
+        pytest.skip(f"{INSPECT} is missing; make inspect installs Inspect AI")
     config = small("chat", hub, endpoint)
     [first] = config["stages"]
     second = {
