@@ -1,11 +1,6 @@
 """What the rules ask of the config, answered by wildcards: settings, files, resources."""
 
 import os
-<<<<<<< HEAD
-import re
-from collections.abc import Iterable
-=======
->>>>>>> 4716a8e (Run recipes of the tinker-cookbook as stages, and Inspect AI's tasks as evaluations)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -308,10 +303,3 @@ def _check_user_classes(config: Config) -> None:
         from tinsmith.paradigms import check_paradigm
 
         check_paradigm(config.paradigm)
-<<<<<<< HEAD
-
-
-def _either(names: Iterable[str]) -> str:
-    return "|".join(re.escape(name) for name in sorted(names)) or NOTHING
-=======
->>>>>>> 4716a8e (Run recipes of the tinker-cookbook as stages, and Inspect AI's tasks as evaluations)

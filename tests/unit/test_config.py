@@ -45,7 +45,10 @@ def test_a_resolved_config_is_itself_valid() -> None:
             config(backend={"kind": "hosted", "lora_alpha": 16.0}),
             "backend.lora_alpha must be 32 with",
         ),
-        (grpo(kind="grppo"), "stages[1].kind must be one of supervised, rejection, grpo, got"),
+        (
+            grpo(kind="grppo"),
+            "stages[1].kind must be one of supervised, rejection, grpo, cookbook, got",
+        ),
         (grpo(name="supervised"), "stages[1].name must be unique, got 'supervised' twice"),
         (grpo(name="base"), "stages[1].name must not be one of"),
         (grpo(name="Gr/po"), "stages[1].name must hold small letters"),
@@ -203,7 +206,8 @@ def test_the_base_model_and_the_results_folder_have_defaults_in_the_environment(
     assert check(config(results="here")).results == "here"
     assert check(config()).model.kind == "tiny"
     monkeypatch.setenv("TINKER_DEBATE_BASE_MODEL", str(tmp_path))
-    assert check(values).model.model_dump() == {"kind": "path", "path": str(tmp_path)}
+    expected = {"kind": "path", "path": str(tmp_path), "name": None}
+    assert check(values).model.model_dump() == expected
 
 
 @pytest.mark.parametrize(

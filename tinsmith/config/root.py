@@ -27,11 +27,8 @@ from tinsmith.config.sections import (
 )
 from tinsmith.config.stages import Grpo, Rejection, Stage
 from tinsmith.config.tasks import ConstrainedTask, QaTask, SummaryTask, Task
-<<<<<<< HEAD
 from tinsmith.config.trackers import Tracker
-=======
 from tinsmith.errors import nearest
->>>>>>> 4716a8e (Run recipes of the tinker-cookbook as stages, and Inspect AI's tasks as evaluations)
 from tinsmith.tiny.limits import refusal
 
 RESERVED_NAMES = ("base", "export")
