@@ -96,7 +96,8 @@ def rlhf(hub: Path, endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory
     workflow = make_workflow(folder, config, hub)
     outside = offline(endpoint, hub)
     said = workflow.plan(f"{RUN}/sft/checkpoint.json", **outside)
-    [command] = [line for line in said.text.splitlines() if "scripts.train_cookbook" in line]
+    [line] = [line for line in said.text.splitlines() if "scripts.train_cookbook" in line]
+    command = line[line.index("python -m") :]
     environment = workflow_environment() | outside
     job = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=folder, env=environment)
     [work] = [Path(word) for word in command.split() if word.startswith("work/")]
