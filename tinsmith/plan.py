@@ -16,20 +16,18 @@ from tinsmith.config import (
     ReportSettings,
     SetupSettings,
     TrackerSettings,
-    UserClass,
     check,
 )
 from tinsmith.config.environment import origins
 from tinsmith.config.merging import merged, typed
 from tinsmith.container_plan import ContainerPlan
 from tinsmith.cookbook.plan import CookbookPlan
-from tinsmith.errors import TinsmithError
 from tinsmith.inspection.plan import InspectPlan
-from tinsmith.models import check_model_directory
+from tinsmith.named import check_named
 from tinsmith.report.results import reported_files
 from tinsmith.resources import Request
 from tinsmith.runs import BASE, RunConfig, either, expand, settings_json
-from tinsmith.user_code import load_class, source_files
+from tinsmith.user_code import source_files
 
 
 def make_plan(command_line: Any) -> "Plan":
@@ -47,15 +45,7 @@ def make_plan(command_line: Any) -> "Plan":
     name = ", ".join(file.name for file in files)
     runs = expand(check(values, name))
     for run in runs.values():
-        model, data = run.config.model, run.config.data
-        if isinstance(model, PathModel):
-            check_model_directory(Path(model.path))
-        if isinstance(data, FileData) and not Path(data.path).is_file():
-            raise TinsmithError(f"config.yaml: data.path must be a file, got {data.path!r}")
-        image = run.config.container.image
-        if image is not None and not Path(image).is_file():
-            raise TinsmithError(f"config.yaml: container.image must be a file, got {image!r}")
-        _check_user_classes(run.config)
+        check_named(run.config)
     CookbookPlan(runs).check()
     return Plan(runs, origins(values, os.environ, name))
 
@@ -290,16 +280,3 @@ class Plan:
 
     def _any_run(self) -> RunConfig:
         return next(iter(self.runs.values()))
-
-
-def _check_user_classes(config: Config) -> None:
-    """Load the classes of the user's own that the config names; what they need is imported only
-    where there are some."""
-    if isinstance(config.task, UserClass):
-        from tinsmith.tasks import Task
-
-        load_class(config.task, Task, "task", None)
-    if isinstance(config.paradigm, UserClass):
-        from tinsmith.paradigms import check_paradigm
-
-        check_paradigm(config.paradigm)
