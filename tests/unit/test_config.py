@@ -89,6 +89,10 @@ def test_a_resolved_config_is_itself_valid() -> None:
         (recipe(reads=["sft"]), "stages[0].reads must list earlier stages of kind 'cookbook'"),
         (recipe(recipe="a b"), "stages[0].recipe must be a module's name, like chat_sl.train"),
         (recipe() | {"container": True}, "container must be false with stages[0].kind 'cookbook'"),
+        (
+            recipe() | {"trackers": [{"kind": "tensorboard"}]},
+            "trackers must be left out where every stage is of kind 'cookbook'",
+        ),
         (recipe() | {"lora": {"train_mlp": False}}, "train_unembed must be true with stages[0]"),
         (["model"], "the config must be a mapping of sections, got ['model']"),
         (None, "the config must be a mapping of sections, got None"),

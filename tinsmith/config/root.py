@@ -90,6 +90,11 @@ class Config(Section):
                 "trackers must be left out with container, whose images hold none of them, got"
                 f" {', '.join(kinds)}"
             )
+        if kinds and all(isinstance(stage, Cookbook) for stage in self.stages):
+            raise ValueError(
+                "trackers must be left out where every stage is of kind 'cookbook', whose"
+                f" metrics go to metrics.jsonl alone, got {', '.join(kinds)}"
+            )
         return self
 
     @model_validator(mode="after")
