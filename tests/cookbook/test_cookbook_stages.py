@@ -157,7 +157,8 @@ def chat(hub: Path, endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory
         "kind": "cookbook",
         "name": "distilled",
         "recipe": "prompt_distillation.train",
-        "arguments": {"file_path": "conversations.jsonl", "batch_size": 8, "max_steps": 2},
+        "arguments": {"file_path": "conversations.jsonl", "batch_size": 8, "max_steps": 2}
+        | {"learning_rate": 0.03},  # so much that it answers otherwise after two steps
     }
     config |= {"stages": [first, second], "task": {"kind": "math"}, "lora": {"rank": 4}}
     workflow = make_workflow(tmp_path_factory.mktemp("chat"), config, hub)
@@ -202,6 +203,9 @@ def test_inspect_asks_the_base_and_every_stage_and_the_report_says_what_it_found
         assert len(right) == found["num_samples"] == SUMS["held_out"]
         assert found["mean"] == pytest.approx(sum(right) / len(right))
         assert found["low"] <= found["mean"] <= found["high"]
+        of_stage = chat.folder / RUN / stage / "checkpoint.json"
+        asked = MODEL if stage == "base" else read(of_stage)["checkpoints"]["sampler"]
+        assert {sample["output"]["model"] for sample in samples} == {asked}
         answers.append([sample["output"]["completion"] for sample in samples])
     assert answers[0] != answers[2], "each checkpoint is asked, not the base three times"
 

@@ -19,6 +19,7 @@ FLOOR = {
 }
 LOGPROB_CHECK = "scripts/check_local_sampling_logprobs.py"
 TORCH_REPORT = "scripts/torch_report.py"
+RECIPES_LAUNCHER = "cookbook/launcher.py"  # runs in the environment of the cookbook
 # The one place, or the few, where a heavy package is imported.
 PLACES = {
     "torch": (
@@ -29,7 +30,7 @@ PLACES = {
         LOGPROB_CHECK,
         TORCH_REPORT,
     ),
-    "transformers": ("backend/", "export.py", "tiny/", "chat.py", LOGPROB_CHECK),
+    "transformers": ("backend/", "export.py", "tiny/", "chat.py", LOGPROB_CHECK, RECIPES_LAUNCHER),
     "peft": ("backend/", "export.py"),
     "fastapi": ("backend/wire/",),
     "uvicorn": ("backend/",),
