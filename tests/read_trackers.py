@@ -15,7 +15,9 @@ BLOCK_BYTES = 32768
 
 
 def tensorboard(folder):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (  # pyright: ignore
+        EventAccumulator,
+    )
 
     found = EventAccumulator(str(folder / "tensorboard"), purge_orphaned_data=False)
     found.Reload()
@@ -27,7 +29,7 @@ def tensorboard(folder):
 
 def wandb(folder):
     """The history of the offline runs, from the file that `wandb sync` sends: a LevelDB log."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportMissingImports]
 
     curves = defaultdict(list)
     for file in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):

@@ -44,7 +44,7 @@ def server(qwen3_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A server of one model by two names, as somebody else would have started it."""
     folder = tmp_path_factory.mktemp("remote")
     options = [f"--store={folder / 'store'}", "--threads=1"]
-    models = dict.fromkeys(("qwen3", HUB_NAME), str(qwen3_dir))
+    models = {name: str(qwen3_dir) for name in ("qwen3", HUB_NAME)}
     with local_server(models, options, log=folder / "log") as endpoint:
         yield endpoint
 

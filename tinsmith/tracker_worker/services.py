@@ -15,7 +15,7 @@ class Wandb:
     """Weights & Biases: a run of its project, online or as files for `wandb sync`."""
 
     def __init__(self, opening):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         folder, is_offline = Path(opening["folder"]), opening["mode"] == "offline"
         if is_offline:
@@ -49,7 +49,7 @@ class TensorBoard:
     next_step = 0
 
     def __init__(self, opening):
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
 
         folder = Path(opening["folder"]) / "tensorboard"
         shutil.rmtree(folder, ignore_errors=True)
@@ -70,7 +70,7 @@ class Trackio:
     next_step = 0
 
     def __init__(self, opening):
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         project, name = opening["project"], f"{opening['run']}/{opening['stage']}-{opening['id']}"
         self._remove(project, name)
@@ -91,7 +91,7 @@ class Trackio:
         self._run.finish()
 
     def _remove(self, project, name):
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         try:
             runs = list(trackio.Api().runs(project))
