@@ -13,6 +13,7 @@ import tinker
 from tinsmith import config
 from tinsmith.errors import TinsmithError
 from tinsmith.files import new_directory, sha256, write_json
+from tinsmith.remote import rest_client
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 # Without a byte, not for a file.
@@ -93,7 +94,7 @@ def resume_training_client(
 def fetch_weights(training_client: tinker.TrainingClient, name: str, target: Path) -> str:
     """Write the adapter's files to the directory `target`; return the digest of its weights."""
     path = training_client.save_weights_external(name).result().path
-    urls = tinker.RestClient().get_external_weights_urls(path).result().urls
+    urls = rest_client().get_external_weights_urls(path).result().urls
     with new_directory(target) as draft:
         for file, url in urls.items():
             fetch(url, draft / _relative(file))

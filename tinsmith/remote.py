@@ -18,6 +18,13 @@ TIMEOUT_S = 20
 HOSTED_TIMEOUT_S = 60
 
 
+def rest_client() -> tinker.RestClient:
+    """Of the service that the environment names. Told so, since the SDK keeps the first service of
+    a process for clients that are told nothing."""
+    url, key = os.environ.get("TINKER_BASE_URL"), os.environ.get(KEY)
+    return tinker.RestClient(base_url=url, api_key=key)
+
+
 @contextmanager
 def remote_service(url: str, model_name: str) -> Iterator[tinker.ServiceClient]:
     """A client of the server at `url`, which must serve the model under that name."""
@@ -76,8 +83,7 @@ def check_hosted(model_names: Sequence[str]) -> None:
             " choose backend.kind: local (config.yaml: backend.kind, or TINKER_BACKEND)"
         )
     try:
-        rest = tinker.RestClient(base_url=os.environ.get("TINKER_BASE_URL"), api_key=key)
-        capabilities = rest.get_server_capabilities().result(timeout=HOSTED_TIMEOUT_S)
+        capabilities = rest_client().get_server_capabilities().result(timeout=HOSTED_TIMEOUT_S)
     except (tinker.TinkerError, TimeoutError) as error:
         raise TinsmithError(
             f"the hosted service cannot be used: {error or 'it does not answer'}; check {KEY} and"

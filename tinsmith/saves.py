@@ -14,6 +14,7 @@ import tinker
 from tinsmith import config
 from tinsmith.files import write_text
 from tinsmith.progress import Kind, Progress, Saved, write_progress
+from tinsmith.remote import rest_client
 
 AIMED_CHECKPOINTS = 10
 MAX_INTERVAL_S = 900
@@ -135,7 +136,7 @@ def _accuracy(one: Saved) -> float:
 def _cleared(progress: Progress) -> list[str]:
     """Remove what earlier attempts at the stage saved and no record names, because they were killed
     before that, or were to be forgotten; which of their runs still have something."""
-    rest, recorded = tinker.RestClient(), progress.paths()
+    rest, recorded = rest_client(), progress.paths()
     runs = []
     for run in progress.runs:
         try:
@@ -150,7 +151,7 @@ def _cleared(progress: Progress) -> list[str]:
 
 
 def _remove(paths: set[str]) -> None:
-    rest = tinker.RestClient()
+    rest = rest_client()
     for path in sorted(paths):
         try:
             rest.delete_checkpoint_from_tinker_path(path).result()
