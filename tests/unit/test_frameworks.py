@@ -7,13 +7,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FRAMEWORKS = ("tensorflow", "jax", "jaxlib", "flax")
-# Imports every module of ours but those for vLLM's own environment, and then what loads frameworks
-# late.
+# Imports every module of ours but those for vLLM's and the trackers' own environments, and then what
+# loads frameworks late.
 PROGRAM = f"""
 import importlib, pathlib, sys
 files = [*pathlib.Path("tinsmith").rglob("*.py"), *pathlib.Path("scripts").glob("*.py")]
 for file in files:
-    if "vllm_worker" in file.parts:
+    if {{"vllm_worker", "tracker_worker"}} & {{*file.parts}}:
         continue
     importlib.import_module(".".join(file.with_suffix("").parts).removesuffix(".__init__"))
 import datasets, peft, transformers
