@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FRAMEWORKS = ("tensorflow", "jax", "jaxlib", "flax")
-# Imports every module of ours but those for vLLM's and the trackers' own environments, and then what
+# Imports every module of ours but those for the environments of vLLM and of trackers, and then what
 # loads frameworks late.
 PROGRAM = f"""
 import importlib, pathlib, sys
