@@ -23,6 +23,7 @@ PROGRAM = Path(".venvs/inspect/bin/inspect")
 # What Inspect takes the service for, whose address and key it finds in variables of that name.
 SERVICE = "tinsmith"
 MAX_CONNECTIONS = 64
+MAX_RETRIES = 5
 
 
 def main() -> None:
@@ -96,6 +97,7 @@ def _command(settings: InspectSettings, model: str, heldout: Path, logs: Path) -
     command += [f"--log-dir={logs}", "--log-format=json", "--display=plain"]
     command += [f"--temperature={task.temperature}", f"--max-tokens={task.max_tokens}"]
     command += [f"--seed={settings.seed}", f"--max-connections={MAX_CONNECTIONS}"]
+    command.append(f"--max-retries={MAX_RETRIES}")  # else for ever, of a server that is gone
     if task.limit is not None:
         command.append(f"--limit={task.limit}")
     for name, value in task.arguments.items():

@@ -103,7 +103,7 @@ def _train(
     done = [step["metrics"] for step in read_steps(args.work / "steps", progress.next_step)]
     for metrics in done:
         watch.recall(metrics)
-    if snapshots:
+    if snapshots and progress.next_step < settings.stage.steps:
         snapshots.take(progress.next_step)
     accuracy = None
     with open_trackers(args.trackers.trackers, _tracked(args, settings), done) as trackers:
@@ -123,7 +123,7 @@ def _train(
             if snapshots and next_step < settings.stage.steps:
                 snapshots.take(next_step)
 
-    final = saves.final(accuracy, snapshots.paths if snapshots else {})
+    final = saves.final(accuracy)
     _write_outputs(args, settings, context, final, saves.saved)
 
 

@@ -67,7 +67,7 @@ def _train(args: argparse.Namespace, settings: CookbookSettings) -> None:
         settings,
         Checkpoint.read(args.previous) if args.previous else None,
         {path.parent.name: Checkpoint.read(path) for path in args.checkpoints},
-        runs / "log",
+        runs / settings.stage.name,
     )
     logs = ((folder, log) for folder in args.reads for log in folder.rglob(CHECKPOINTS))
     read = {runs / log.parent.relative_to(folder) for folder, log in logs}

@@ -86,8 +86,8 @@ def check_hosted(model_names: Sequence[str]) -> None:
         capabilities = rest_client().get_server_capabilities().result(timeout=HOSTED_TIMEOUT_S)
     except (tinker.TinkerError, TimeoutError) as error:
         raise TinsmithError(
-            f"the hosted service cannot be used: {error or 'it does not answer'}; check {KEY} and"
-            " the network"
+            f"the hosted service cannot be used: {str(error) or 'it does not answer'}; check"
+            f" {KEY} and the network"
         ) from error
     offered = [str(model.model_name) for model in capabilities.supported_models]
     for name in model_names:

@@ -116,11 +116,12 @@ class Saves:
         _remove(before.paths() - self._progress.paths())
         return saved[-1]
 
-    def final(self, accuracy: float | None, snapshots: Mapping[str, str]) -> Saved:
-        """The checkpoint at the end of the stage, saved unless an earlier attempt did."""
+    def final(self, accuracy: float | None) -> Saved:
+        """The checkpoint at the end of the stage, saved unless an earlier attempt did; snapshots of
+        the policy to play against go with the stage."""
         if self.saved and self.saved[-1].kind == "final":
             return self.saved[-1]
-        return self.save("final", self._options.steps, accuracy, snapshots)
+        return self.save("final", self._options.steps, accuracy, {})
 
 
 def _best(saved: Sequence[Saved]) -> Saved | None:

@@ -11,6 +11,7 @@ from tinsmith.errors import TinsmithError, nearest
 from tinsmith.runs import BASE
 
 RECORD = "run_metadata.json"
+RECIPE = "train_cookbook"  # the rule of stages that may follow none
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,11 @@ def read_run(folder: Path) -> list[TrainedStage]:
     stages: list[TrainedStage] = []
     name = BASE
     while following := [stage for stage in found.values() if stage.previous == name]:
-        stages.append(following[0])
-        name = following[0].name
-    left = [stage for stage in found.values() if stage not in stages]  # recipes of no stage before
+        # Of two that follow one, as after a change of names, the one of the present config.
+        stages.append(max(following, key=lambda stage: stage.record["started"]))
+        name = stages[-1].name
+    # Recipes may start from no stage; another kind that follows none is left from an older config.
+    left = [one for one in found.values() if one not in stages and one.record["rule"] == RECIPE]
     return stages + sorted(left, key=lambda stage: stage.record["started"])
 
 

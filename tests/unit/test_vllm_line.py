@@ -57,9 +57,9 @@ class Asked:
         self.line = Line(holder, restart_every)
         self.num_done = 0
 
-    def add_weights(self, name: str) -> None:
+    def add_weights(self, name: str, rank: int = 2) -> None:
         """Of an adapter that changes nothing, so that the program's scores are right."""
-        settings = LoraSettings(2, 32.0)
+        settings = LoraSettings(rank, 32.0)
         weights = adapter_weights(attach_adapter(self.base, settings, seed=0), settings)
         self.snapshots.add(name, self.base, weights)
 
@@ -167,6 +167,23 @@ def test_an_engine_is_replaced_before_it_takes_more_weights_than_it_may(
             pids.append(asked.line.holder.pid)
     assert pids == [pid for pid in dict.fromkeys(pids) for _ in range(2 * limit)]
     assert asked.said().count("start") == 4 // limit
+
+
+@pytest.mark.parametrize("asked", [1], indirect=True)
+def test_all_that_wait_together_are_served_where_the_engine_takes_one_at_a_time(asked: Asked):
+    for name in ("a", "b", "c"):
+        asked.add_weights(name)
+        asked.ask(name)
+    asked.until(3)
+    assert asked.said().count("start") == 3
+
+
+def test_what_waits_behind_weights_that_need_a_larger_engine_is_served_by_that(asked: Asked):
+    for name, rank in (("wide", 64), ("narrow", 2)):
+        asked.add_weights(name, rank)
+        asked.ask(name)
+    asked.until(2)
+    assert asked.said().count("start") == 2
 
 
 @pytest.fixture

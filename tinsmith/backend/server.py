@@ -105,6 +105,7 @@ def _working_core(settings: ServerSettings, ranks: RankGroup | None) -> Iterator
     promises, metrics = Promises(), Metrics()
     try:
         with _sampling(settings, bases, snapshots, token_budget) as pool:
+            pool.make_room()  # so that what is free is what the trainer will find
             engine = Engine(pool, metrics, lambda error: promises.close(_engine_stopped(error)))
             engine.start()
             try:
@@ -133,7 +134,9 @@ def _working_core(settings: ServerSettings, ranks: RankGroup | None) -> Iterator
 
 def _activation_bytes(settings: ServerSettings, base: BaseModel) -> int:
     if settings.activation_memory_gb == "auto":
-        return free_for_activations(base)
+        # On a CPU the ranks have one memory between them.
+        sharers = settings.num_gpus if base.device.type == "cpu" else 1
+        return free_for_activations(base) // sharers
     return int(1e9 * settings.activation_memory_gb)
 
 

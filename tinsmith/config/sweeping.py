@@ -10,6 +10,8 @@ _NOT_SWEPT = (
     "container",
     "stages",
     "monitors",
+    "checkpoints",
+    "trackers",
     "inspect",
     "resources",
     "seeds",

@@ -135,6 +135,7 @@ class Holder:
         """Let the engine give up its memory, and wait until it has."""
         if self._is_asleep or not self.is_ready:
             return
+        self.expect_answers(True)
         self.say({"do": "sleep"})
         while self.is_ready and not self._is_asleep:
             event = self.wait()
@@ -142,6 +143,8 @@ class Holder:
                 self.on_death(event, 0)
             else:
                 self.on_event(event)
+        if self._process is not None:
+            self._process.expect_answers(False)  # however long it sleeps
 
     def install(self, snapshot_id: str, in_use: Collection[str]) -> Resident | None:
         """Send the weights of a snapshot and a probe behind them; None if they have to wait."""

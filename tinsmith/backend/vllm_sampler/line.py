@@ -150,7 +150,11 @@ class Line:
         turns = self._turns()
         if self._holder.is_ready and not self._is_making_way(turns):
             for snapshot_id in turns:
-                self._serve(snapshot_id)
+                is_full = 0 < self._restart_every <= self._holder.num_swaps
+                if not is_full or snapshot_id in self._holder.residents:
+                    self._serve(snapshot_id)
+                if not self._holder.is_ready:  # started again, for adapters of a higher rank
+                    break
         self._holder.expect_answers(bool(self._flights))
 
     def _turns(self) -> list[str]:
@@ -204,17 +208,13 @@ class Line:
         return self._flights.pop(order_id)
 
     def _is_making_way(self, turns: list[str]) -> bool:
-        """Whether the engine took as many weights as it may and is asked for others: then it ends
-        what it is at, and a new one follows."""
+        """Whether the engine took as many weights as it may and others are the next in line: then
+        it ends what it is at, and a new one follows."""
         left = self._restart_every - self._holder.num_swaps
-        is_asked_for_more = any(key not in self._holder.residents for key in turns)
+        if not self._restart_every or not turns or left > 0:
+            return False
         # Below 0 with weights that were replaced while completions ran on them.
-        if (
-            not self._restart_every
-            or not turns
-            or left > 0
-            or (left == 0 and not is_asked_for_more)
-        ):
+        if left == 0 and turns[0] in self._holder.residents:
             return False
         if not self._flights:
             self._holder.restart()

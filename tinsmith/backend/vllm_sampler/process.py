@@ -146,7 +146,8 @@ class VllmProcess:
     def _kill_if_stuck(self) -> None:
         limit_s = self._stuck_s if self._ready else STARTING_S
         silence_s = time.monotonic() - self._heard_s
-        if (self._busy or not self._ready) and silence_s > limit_s:
+        is_owing = self._events.empty() and (self._busy or not self._ready)
+        if is_owing and silence_s > limit_s:
             log.error("the vLLM engine said nothing for %.0f s and is killed", silence_s)
             self._child.kill()
 

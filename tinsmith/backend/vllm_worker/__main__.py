@@ -34,7 +34,7 @@ ALIVE_EVERY_S = 1.0
 
 def main() -> None:
     channel = Channel(int(sys.argv[1]))
-    settings = channel.take(wait=True)[0]
+    settings = channel.first()
     engine = make_engine(settings)
     Worker(engine, Weights(engine, settings), channel).run()
 

@@ -15,6 +15,10 @@ class Channel:
         self._orders: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
+    def first(self) -> dict:
+        """The order that comes first, and none of those behind it."""
+        return self._orders.get()
+
     def take(self, wait: bool) -> list[dict]:
         """The orders that came, in their order; if there is none, `wait` for the next."""
         orders = [self._orders.get()] if wait else []
