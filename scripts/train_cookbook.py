@@ -114,6 +114,7 @@ def _write_outputs(
         shutil.copytree(log, place, dirs_exist_ok=True)
     client = service.create_training_client_from_state(saved.state).result()
     paths, info = _paths(client, saved), client.get_info()
+    model_id = Saved(paths.state, paths.sampler).model_id
     digest = fetch_weights(client, FINAL, args.weights)
     checkpoint = Checkpoint(
         stage=settings.stage.name,
@@ -121,7 +122,7 @@ def _write_outputs(
         seed=settings.seed,
         base_model=settings.model_name,
         lora_rank=info.lora_rank or settings.lora.rank,
-        model_id=saved.model_id,
+        model_id=model_id,
         step=int(rows[-1]["step"]) + 1 if rows else 0,
         checkpoints=paths,
         weights_sha256=digest,
@@ -130,7 +131,7 @@ def _write_outputs(
         name=FINAL,
         kind="final",
         step=checkpoint.step,
-        model_id=saved.model_id,
+        model_id=model_id,
         state=paths.state,
         sampler=paths.sampler,
         saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
