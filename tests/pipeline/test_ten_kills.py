@@ -55,6 +55,8 @@ def started(workflow: Workflow) -> Iterator[subprocess.Popen[bytes]]:
             stdout=said,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # Where the tests run in the background of a script, SIGINT is ignored, by children too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             yield snakemake
