@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -65,8 +64,9 @@ def _run_task(args: argparse.Namespace, settings: InspectSettings) -> dict[str, 
     """Inspect's log, after it has asked the server."""
     checkpoint = Checkpoint.read(args.checkpoint) if args.checkpoint else None
     model = checkpoint.checkpoints.sampler if checkpoint else settings.model_name
-    folder = Path(tempfile.mkdtemp(prefix="inspect-"))
-    try:
+    said = args.log.with_suffix(".inspect.log")
+    with tempfile.TemporaryDirectory(prefix="inspect-", ignore_cleanup_errors=True) as scratch:
+        logs = Path(scratch) / "logs"
         with (
             assigned_gpus(args.gpus) as locks,
             connect(
@@ -81,14 +81,11 @@ def _run_task(args: argparse.Namespace, settings: InspectSettings) -> dict[str, 
             service = {
                 f"{SERVICE.upper()}_BASE_URL": f"{os.environ['TINKER_BASE_URL'].rstrip('/')}/v1",
                 f"{SERVICE.upper()}_API_KEY": os.environ["TINKER_API_KEY"],
-                "XDG_DATA_HOME": str(folder),
+                "XDG_DATA_HOME": scratch,
             }
-            command = _command(settings, model, args.heldout, folder / "logs")
-            said = args.log.with_suffix(".inspect.log")
+            command = _command(settings, model, args.heldout, logs)
             run_child(command, os.environ | service, said, f"Inspect's task {settings.task.task}")
-        return _read_log(folder / "logs", args.log.with_suffix(".inspect.log"))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        return _read_log(logs, said)
 
 
 def _command(settings: InspectSettings, model: str, heldout: Path, logs: Path) -> list[str]:

@@ -13,14 +13,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import httpx
 import tinker
 
 from tinsmith.errors import TinsmithError
-from tinsmith.remote import past_proxies
+from tinsmith.remote import past_proxies, rest_client
 
 ACTIVE_S = 30 * 60
 RECENT_S = 24 * 3600
@@ -51,15 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _act(args: argparse.Namespace, url: str | None, key: str) -> Row | list[Row]:
     """What was asked for of the service at `url`, None for the SDK's own."""
-    # Named, since the SDK keeps the first service of a process for those that are not.
-    connect = partial(tinker.RestClient, base_url=url, api_key=key)
     is_tinsmith = url is not None and _is_tinsmith(url)
     if args.cancel or args.cancel_all:
         if url is None or not is_tinsmith:
             raise TinsmithError(NO_CANCEL.format(url=url or "the SDK's own address"))
         with httpx.Client(base_url=url, headers={"X-API-Key": key}) as http:
-            return _cancel(args, http, connect)
-    rest = connect()
+            return _cancel(args, http)
+    rest = rest_client()
     if args.list:
         return [_run_row(run) for run in _every_run(rest)]
     if args.list_sessions:
@@ -136,10 +133,8 @@ def _time(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).isoformat(timespec="seconds")
 
 
-def _cancel(
-    args: argparse.Namespace, http: httpx.Client, connect: Callable[[], tinker.RestClient]
-) -> list[Row]:
-    runs = [args.cancel] if args.cancel else _active(http, connect())
+def _cancel(args: argparse.Namespace, http: httpx.Client) -> list[Row]:
+    runs = [args.cancel] if args.cancel else _active(http, rest_client())
     if not runs:
         return []
     _confirm(args, f"stop {', '.join(runs)}, and every other run of their sessions")

@@ -31,8 +31,7 @@ def remote_service(url: str, model_name: str) -> Iterator[tinker.ServiceClient]:
     key = check_remote(url)
     os.environ.update(past_proxies(), TINKER_BASE_URL=url)
     try:
-        rest = tinker.RestClient(base_url=url, api_key=key)
-        capabilities = rest.get_server_capabilities().result()
+        capabilities = rest_client().get_server_capabilities().result()
     except tinker.TinkerError as error:
         raise TinsmithError(f"the server at {url} cannot be used: {error}") from error
     served = [model.model_name for model in capabilities.supported_models]

@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from tinsmith.backend.model.adapter import lora_pairs
 from tinsmith.backend.model.base_model import BaseModel, unembedding
 from tinsmith.backend.model.forward import MAX_LOGITS
-from tinsmith.backend.sampling.memory import free_device_bytes
+from tinsmith.backend.sampling.memory import free_device_bytes, key_value_heads
 
 # Of what is free once the models are loaded: the keys and values of completions take a quarter,
 # and gradients, moments and snapshots the rest.
@@ -38,8 +38,7 @@ def peak_bytes(
     config = module.config.get_text_config()
     width, layers = config.hidden_size, config.num_hidden_layers
     heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or width // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    kv_heads, head_dim = key_value_heads(config)
     inner = getattr(config, "intermediate_size", None) or 4 * width
     ranks = sum(a.shape[0] for _, a, _ in lora_pairs(module))
     layer = 4 * width + 6 * heads * head_dim + 2 * kv_heads * head_dim + 4 * inner + ranks / layers

@@ -16,7 +16,12 @@ from tinsmith.backend.model.datums import Datum
 from tinsmith.backend.model.forward import Scored, has_gradient, micro_batches, score_batch
 from tinsmith.backend.model.loss_choice import LossChoice
 from tinsmith.backend.model.sharding import ShardedLayers
-from tinsmith.backend.model.shared_prompts import find_groups, num_tokens, packed_batches
+from tinsmith.backend.model.shared_prompts import (
+    Group,
+    find_groups,
+    num_tokens,
+    packed_batches,
+)
 from tinsmith.errors import TinsmithError
 
 # How PyTorch says that memory is out where it raises a bare RuntimeError: CPU, driver, cuBLAS.
@@ -45,10 +50,7 @@ class _Job:
     def size(self, rows: Sequence[int]) -> int:
         """Tokens that go through the model for a micro-batch, padding included."""
         tokens = [self.data[row].tokens for row in rows]
-        groups = find_groups(tokens)
-        if any(group.size for group in groups):
-            return sum(num_tokens(group, tokens) for group in groups)
-        return len(rows) * max(map(len, tokens))
+        return _size(tokens, find_groups(tokens))
 
 
 def score(
@@ -173,11 +175,17 @@ def _score_if_it_fits(job: _Job, batch: Sequence[Datum]) -> Scored | None:
 def _should_recompute(job: _Job, batch: Sequence[Datum]) -> bool:
     if job.memory_bytes is None or not torch.is_grad_enabled():
         return False
-    size = replace(job, data=batch).size(range(len(batch)))
-    groups = find_groups([datum.tokens for datum in batch])
-    repeated = sum(len(group.rows) * group.size for group in groups)
+    tokens = [datum.tokens for datum in batch]
+    groups = find_groups(tokens)
+    size, repeated = _size(tokens, groups), sum(len(one.rows) * one.size for one in groups)
     peak = peak_bytes(job.module, size, recomputes=False, num_repeated=repeated)
     return peak > job.memory_bytes
+
+
+def _size(tokens: Sequence[np.ndarray], groups: Sequence[Group]) -> int:
+    if any(group.size for group in groups):
+        return sum(num_tokens(group, tokens) for group in groups)
+    return len(tokens) * max(map(len, tokens))
 
 
 def _drop_gradient(job: _Job) -> None:

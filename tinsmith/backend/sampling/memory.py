@@ -5,6 +5,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from transformers import PretrainedConfig
 
 from tinsmith.backend.model.base_model import BaseModel
 
@@ -20,12 +21,16 @@ FILES = (
 def max_tokens_kept(base: BaseModel) -> int:
     """Cached tokens that a batch may hold: a quarter of the device's free memory."""
     config = base.module.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None) or (
-        config.hidden_size // config.num_attention_heads
-    )
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads, head_dim = key_value_heads(config)
     bytes_per_token = 2 * config.num_hidden_layers * heads * head_dim * base.dtype.itemsize
     return max(base.context_length, free_device_bytes(base.device) // 4 // bytes_per_token)
+
+
+def key_value_heads(config: PretrainedConfig) -> tuple[int, int]:
+    """How many heads have keys of their own, and the width of each."""
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return getattr(config, "num_key_value_heads", None) or heads, head_dim
 
 
 def free_device_bytes(device: torch.device) -> int:

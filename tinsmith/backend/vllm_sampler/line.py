@@ -1,6 +1,7 @@
 """The requests on one base model: who is in line, what its engine has, what became of it."""
 
 import itertools
+import math
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -150,8 +151,7 @@ class Line:
         turns = self._turns()
         if self._holder.is_ready and not self._is_making_way(turns):
             for snapshot_id in turns:
-                is_full = 0 < self._restart_every <= self._holder.num_swaps
-                if not is_full or snapshot_id in self._holder.residents:
+                if self._swaps_left > 0 or snapshot_id in self._holder.residents:
                     self._serve(snapshot_id)
                 if not self._holder.is_ready:  # started again, for adapters of a higher rank
                     break
@@ -207,14 +207,18 @@ class Line:
         self._holder.say({"do": "cancel", "id": order_id})
         return self._flights.pop(order_id)
 
+    @property
+    def _swaps_left(self) -> float:
+        """How many weights the engine may still take."""
+        return (self._restart_every or math.inf) - self._holder.num_swaps
+
     def _is_making_way(self, turns: list[str]) -> bool:
         """Whether the engine took as many weights as it may and others are the next in line: then
         it ends what it is at, and a new one follows."""
-        left = self._restart_every - self._holder.num_swaps
-        if not self._restart_every or not turns or left > 0:
+        if not turns or self._swaps_left > 0:
             return False
         # Below 0 with weights that were replaced while completions ran on them.
-        if left == 0 and turns[0] in self._holder.residents:
+        if self._swaps_left == 0 and turns[0] in self._holder.residents:
             return False
         if not self._flights:
             self._holder.restart()
