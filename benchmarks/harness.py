@@ -1,126 +1,159 @@
-"""What every benchmark shares: the model, the server, the clock and the table."""
+"""What every benchmark shares: its options, the server, the table and the JSON."""
 
 import argparse
 import os
 import platform
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import tinker
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.arithmetic import product_rates
+from benchmarks.clock import Measurement
+from benchmarks.models import FOR_A_CPU, PRESETS, make_model
 from tinsmith.errors import TinsmithError
 from tinsmith.files import write_json
-from tinsmith.serving import local_server
+from tinsmith.serving import Endpoint, local_server
 
+ROOT = Path(__file__).parents[1]
 MODEL_NAME = "bench"
+OURS = "tinsmith serve (tinker SDK)"
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
-    """One side of a comparison: what runs, and how many useful tokens a run handles."""
+class Arguments:
+    """The options of a benchmark."""
 
-    name: str
-    run: Callable[[], object]
-    num_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """Median seconds of several runs after a warm-up, and tokens per second from it."""
-
-    name: str
-    num_tokens: int
-    median_s: float
-    runs_s: list[float]
+    preset: str
+    device: str
+    threads: int
+    repeats: int
+    every: int
+    cases: tuple[str, ...]
+    json: Path | None
 
     @property
-    def tokens_per_s(self) -> float:
-        return self.num_tokens / self.median_s
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.device == "cpu" else torch.bfloat16
 
 
-def parse_arguments(description: str) -> argparse.Namespace:
-    """Options of every benchmark."""
+@dataclass(frozen=True, slots=True)
+class Case:
+    """The sides of one comparison, the last of them the peer."""
+
+    name: str
+    sides: Sequence[Measurement]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A measured value that belongs to no comparison."""
+
+    name: str
+    value: float
+    unit: str
+
+
+def parse_arguments(
+    description: str,
+    cases: Sequence[str] = (),
+    *,
+    repeats: int = 3,
+    has_trial: bool = True,
+    argv: Sequence[str] | None = None,
+) -> Arguments:
+    """Options of a benchmark; a model that the machine cannot compute is refused here.
+
+    `cases` are those that --case chooses from; `has_trial` says whether there are sequences of
+    which --every takes some.
+    """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--model", type=Path, help="directory (default: a random 29M Qwen3)")
+    parser.add_argument("--preset", choices=PRESETS, default="29m", help="size of the random Qwen3")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda above 100m")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of a side")
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each side")
+    parser.add_argument("--repeats", type=int, default=repeats, help="timed runs of each side")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--every", type=int, default=1, help="take each Nth sequence only: a trial")
-    return parser.parse_args()
+    parser.set_defaults(every=1, case=None)
+    if has_trial:
+        parser.add_argument("--every", type=int, help="take each Nth sequence only: a trial")
+    if cases:
+        parser.add_argument("--case", action="append", choices=cases, help="only this; repeatable")
+    given = parser.parse_args(argv)
+    for name in ("threads", "repeats", "every"):
+        if getattr(given, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(given, name)}")
+    device = given.device or ("cpu" if given.preset in FOR_A_CPU else "cuda")
+    if device == "cpu" and given.preset not in FOR_A_CPU:
+        parser.error(f"--preset {given.preset} is for a GPU; on a CPU: {', '.join(FOR_A_CPU)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error(
+            f"--preset {given.preset} on cuda needs a CUDA GPU, and torch sees none here; "
+            f"on a CPU: --device cpu with --preset {', '.join(FOR_A_CPU)}"
+        )
+    torch.set_num_threads(given.threads)
+    return Arguments(
+        preset=given.preset,
+        device=device,
+        threads=given.threads,
+        repeats=given.repeats,
+        every=given.every,
+        cases=tuple(given.case or cases),
+        json=given.json,
+    )
 
 
 @contextmanager
-def service(arguments: argparse.Namespace) -> Iterator[tuple[tinker.ServiceClient, Path]]:
+def scratch_model(arguments: Arguments) -> Iterator[tuple[Path, Path]]:
+    """A folder that is removed at the end, and the model's directory in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        yield scratch, make_model(scratch / "model", arguments.preset, arguments.device)
+
+
+@contextmanager
+def server(
+    arguments: Arguments, scratch: Path, models: Mapping[str, str], *options: str
+) -> Iterator[Endpoint]:
+    """`tinsmith serve` on these models; its store and its log lie in `scratch`."""
+    common = [f"--threads={arguments.threads}", f"--device={arguments.device}"]
+    common += [f"--store={scratch / 'store'}", *options]
+    with local_server(models, common, log=scratch / "server.log") as endpoint:
+        os.environ.update(endpoint.environment())
+        yield endpoint
+
+
+@contextmanager
+def service(arguments: Arguments) -> Iterator[tuple[tinker.ServiceClient, Path]]:
     """A server on the benchmark's model, and the model's directory."""
-    torch.set_num_threads(arguments.threads)
-    with tempfile.TemporaryDirectory() as scratch:
-        directory = arguments.model or make_model(Path(scratch) / "model")
-        options = [f"--threads={arguments.threads}", f"--store={scratch}/store"]
-        log = Path(scratch) / "server.log"
-        with local_server({MODEL_NAME: str(directory)}, options, log=log) as endpoint:
-            os.environ.update(endpoint.environment())
-            with tinker.ServiceClient() as client:
-                yield client, directory
-
-
-def make_model(directory: Path) -> Path:
-    """A random Qwen3 of 29.4M parameters with a vocabulary of 8192 (bytes, and nothing else)."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=8192,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(directory)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: i for i, letter in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(
-        directory
-    )
-    return directory
-
-
-def measure(contenders: list[Contender], repeats: int) -> list[Measurement]:
-    """Warm each side up once, then time the sides in turn, so that drift hits all alike."""
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for round_ in tqdm(range(repeats + 1), desc="rounds (the first warms up)"):
-        for contender in contenders:
-            start = time.perf_counter()
-            contender.run()
-            if round_ > 0:
-                seconds[contender.name].append(time.perf_counter() - start)
-    return [
-        Measurement(c.name, c.num_tokens, statistics.median(seconds[c.name]), seconds[c.name])
-        for c in contenders
-    ]
+    with (
+        scratch_model(arguments) as (scratch, directory),
+        server(arguments, scratch, {MODEL_NAME: str(directory)}),
+        tinker.ServiceClient() as client,
+    ):
+        yield client, directory
 
 
 def find_trl() -> None:
     """Make `import trl` work: what `make bench` installed for the benchmarks alone."""
-    folder = Path(__file__).parents[1] / ".venvs" / "trl"
+    folder = ROOT / ".venvs" / "trl"
     if not folder.is_dir():
         raise TinsmithError(f"there is no TRL in {folder}; make .venvs/trl.stamp installs it")
     sys.path.append(str(folder))
+
+
+def find_python(name: str) -> Path:
+    """The interpreter of a peer's environment."""
+    python = ROOT / ".venvs" / name / "bin" / "python"
+    if not python.is_file():
+        raise TinsmithError(f"there is no {python}; make .venvs/{name}/stamp installs it")
+    return python
 
 
 def hardware() -> dict[str, str]:
@@ -139,22 +172,56 @@ def hardware() -> dict[str, str]:
 
 
 def report(
-    title: str, results: Mapping[str, list[Measurement]], arguments: argparse.Namespace
+    title: str,
+    arguments: Arguments,
+    cases: Sequence[Case] = (),
+    figures: Sequence[Figure] = (),
 ) -> None:
-    """Print a table a case, ratios to the last contender (the peer); write JSON if asked."""
+    """Print the cases, ratios to the last side (the peer), and the figures; write JSON if asked."""
+    rate = None
+    if any(side.flops for case in cases for side in case.sides):
+        rate = max(product_rates(arguments.device, arguments.repeats).values())
     print(f"\n{title}\n" + ", ".join(f"{k} {v}" for k, v in hardware().items()))
-    print(f"{arguments.threads} threads a side, medians of {arguments.repeats} after a warm-up\n")
-    print(f"{'case':<28}{'side':<36}{'tokens':>8}{'seconds':>9}{'tokens/s':>10}{'ratio':>7}")
-    for case, measurements in results.items():
-        peer = measurements[-1].tokens_per_s
-        for m in measurements:
+    print(
+        f"model {arguments.preset} on {arguments.device}, {arguments.threads} threads a side, "
+        f"medians of {arguments.repeats} after a warm-up"
+    )
+    if rate is not None:
+        print(f"matrix products at up to {rate / 1e9:.0f} GFLOP/s, of which `share` is the share")
+    if cases:
+        head = f"{'case':<36}{'side':<36}{'tokens':>8}{'seconds':>9}{'tokens/s':>10}"
+        print(f"\n{head}{'ratio':>7}{'share':>7}")
+    for case in cases:
+        for side in case.sides:
+            ratio = side.tokens_per_s / case.sides[-1].tokens_per_s
+            share = f"{side.flops / side.median_s / rate:.2f}" if side.flops and rate else ""
             print(
-                f"{case:<28}{m.name:<36}{m.num_tokens:>8}{m.median_s:>9.2f}"
-                f"{m.tokens_per_s:>10.0f}{m.tokens_per_s / peer:>7.2f}"
+                f"{case.name:<36}{side.name:<36}{side.num_tokens:>8}{side.median_s:>9.2f}"
+                f"{side.tokens_per_s:>10.0f}{ratio:>7.2f}{share:>7}"
             )
+    for figure in figures:
+        print(f"{figure.name}: {figure.value:.4g} {figure.unit}")
     if arguments.json:
-        figures = {case: [asdict(m) for m in results[case]] for case in results}
-        write_json(arguments.json, {"title": title, "hardware": hardware(), "results": figures})
+        write_json(arguments.json, _record(title, arguments, cases, figures, rate))
+
+
+def _record(
+    title: str,
+    arguments: Arguments,
+    cases: Sequence[Case],
+    figures: Sequence[Figure],
+    rate: float | None,
+) -> dict[str, Any]:
+    settings = {key: value for key, value in asdict(arguments).items() if key != "json"}
+    return {
+        "title": title,
+        "command": f"python -m {sys.modules['__main__'].__spec__.name}",
+        "hardware": hardware(),
+        "settings": settings,
+        "product_flops_per_s": rate,
+        "cases": [asdict(case) for case in cases],
+        "figures": [asdict(figure) for figure in figures],
+    }
 
 
 def _cpu_info() -> list[str]:
