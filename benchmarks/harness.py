@@ -212,10 +212,12 @@ def _record(
     figures: Sequence[Figure],
     rate: float | None,
 ) -> dict[str, Any]:
+    spec = sys.modules["__main__"].__spec__
+    assert spec is not None  # run with `python -m`
     settings = {key: value for key, value in asdict(arguments).items() if key != "json"}
     return {
         "title": title,
-        "command": f"python -m {sys.modules['__main__'].__spec__.name}",
+        "command": f"python -m {spec.name}",
         "hardware": hardware(),
         "settings": settings,
         "product_flops_per_s": rate,

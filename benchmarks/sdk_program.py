@@ -12,15 +12,15 @@ from functools import partial
 import tinker
 
 from benchmarks.clock import Contender, measure
-from benchmarks.work import datum, ragged_asks, ragged_rows, sample, train
+from benchmarks.work import datum, full_asks, ragged_rows, sample, train
 
 RANK = 32
-TRAINING, SAMPLING = "64 x 64-192 tokens, a training step", "64 ragged prompts, sampling"
+TRAINING, SAMPLING = "64 x 64-192 tokens, a training step", "64 ragged prompts x 128, sampling"
 
 
 def main() -> None:
     order = json.load(sys.stdin)
-    rows, asks = ragged_rows()[:: order["every"]], ragged_asks()[:: order["every"]]
+    rows, asks = ragged_rows()[:: order["every"]], full_asks()[:: order["every"]]
     data = [datum(row) for row in rows]
     steps, samplings = [], []
     for name, (url, key) in order["servers"].items():

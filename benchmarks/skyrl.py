@@ -2,9 +2,10 @@
 
 `python -m benchmarks.skyrl`. The program (benchmarks/sdk_program.py) runs with SkyRL's SDK, the
 newest that it can serve, against both: a training step on 64 sequences of 64 to 192 tokens, and
-sampling from 64 ragged prompts, with an adapter of rank 32. SkyRL computes with JAX, in float32,
-with settings that were tried for speed: see SKYRL. It compiles for each shape that it meets, which
-the warm-up covers; only what a batch of another size brings is compiled later.
+sampling 128 tokens from each of 64 ragged prompts, with an adapter of rank 32. SkyRL computes with
+JAX, in float32. It compiles for each shape that it meets: for each rounded length of a batch's
+longest prompt, and each longest completion, which is why all are of one length here. The warm-up
+meets the shapes of the work.
 """
 
 import json
@@ -38,7 +39,7 @@ from benchmarks.harness import (
 )
 from benchmarks.sdk_program import SAMPLING, TRAINING
 from benchmarks.start import peak_bytes
-from benchmarks.work import ragged_asks, ragged_rows
+from benchmarks.work import full_asks, ragged_rows
 from tinsmith.errors import TinsmithError
 
 PEER = "SkyRL's server (tinker SDK)"
@@ -76,7 +77,7 @@ def main() -> None:
             ]
     flops = {
         TRAINING: weights.training_flops(ragged_rows()[:: arguments.every]),
-        SAMPLING: weights.sampling_flops(ragged_asks()[:: arguments.every]),
+        SAMPLING: weights.sampling_flops(full_asks()[:: arguments.every]),
     }
     cases = [
         Case(name, [replace(side, flops=flops[name]) for side in sides])

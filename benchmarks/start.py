@@ -1,7 +1,8 @@
 """Start: from the command to a server that accepts requests, and what it then holds in memory.
 
 `python -m benchmarks.start`. The memory is that of the server's process: when it is ready, and the
-most it ever held by the end of a training step on 16 sequences and 64 completions.
+most it ever held by the end of a training step on 16 sequences and 64 completions; on a GPU also
+what it then has of the GPU's memory, which torch keeps once it has needed it.
 """
 
 import time
@@ -24,6 +25,7 @@ from benchmarks.harness import (
     server,
 )
 from benchmarks.work import Ask, datum, ragged_rows, sample, sampling_client, train
+from tinsmith.gpus import ask_driver
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Start:
     ready_s: float
     ready_bytes: int
     peak_bytes: int
+    gpu_bytes: float
 
 
 def main() -> None:
@@ -47,11 +50,15 @@ def main() -> None:
         Figure("resident, ready", median(start.ready_bytes for start in starts) / 1e6, "MB"),
         Figure("resident, peak", median(start.peak_bytes for start in starts) / 1e6, "MB"),
     ]
+    if arguments.device != "cpu":
+        used = median(start.gpu_bytes for start in starts)
+        figures.append(Figure("GPU memory, after the work", used / 1e6, "MB"))
     report("Start and memory of the server", arguments, figures=figures)
 
 
 def _start(arguments: Arguments, scratch: Path, model: Path) -> Start:
     scratch.mkdir()
+    used_before = _gpu_bytes()
     begin = time.perf_counter()
     with server(arguments, scratch, {MODEL_NAME: str(model)}):
         ready_s = time.perf_counter() - begin
@@ -61,7 +68,14 @@ def _start(arguments: Arguments, scratch: Path, model: Path) -> Start:
             training = client.create_lora_training_client(MODEL_NAME, rank=RANK, seed=0).result()
             train((training, [datum(row) for row in ragged_rows()[::4]]))
             sample((sampling_client(training), [Ask([1, 2, 3], 64, 32)]))
-        return Start(ready_s, ready_bytes, peak_bytes(process.pid))
+        used = _gpu_bytes() - used_before
+        return Start(ready_s, ready_bytes, peak_bytes(process.pid), used)
+
+
+def _gpu_bytes() -> float:
+    """Memory in use on all GPUs; 0 where there is none."""
+    used = [gpu["memory.used"] for gpu in ask_driver("memory.used")]
+    return sum(float(one.removesuffix("MiB")) for one in used) * (1 << 20)
 
 
 def peak_bytes(pid: int) -> int:

@@ -5,7 +5,7 @@ It needs the SDK and numpy alone, so that it also runs where a peer's SDK is ins
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tinker
@@ -59,6 +59,11 @@ def ragged_asks() -> list[Ask]:
     """64 prompts of 8 to 64 tokens, completions of 16 to 128."""
     rng = random.Random(0)
     return [Ask(_tokens(rng, rng.randint(8, 64)), 1, rng.randint(16, 128)) for _ in range(64)]
+
+
+def full_asks() -> list[Ask]:
+    """The same 64 prompts, completions of 128 tokens each."""
+    return [replace(ask, max_tokens=128) for ask in ragged_asks()]
 
 
 def grouped_asks() -> list[Ask]:
