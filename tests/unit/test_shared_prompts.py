@@ -1,12 +1,24 @@
 """A shared prompt computed once: the same numbers and gradients as sequence by sequence."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from tests.losses import CASES
 from tinsmith.backend.model.adapter import LoraSettings, attach_adapter, lora_pairs
@@ -14,7 +26,14 @@ from tinsmith.backend.model.base_model import BaseModel, backbone
 from tinsmith.backend.model.datums import Datum
 from tinsmith.backend.model.forward import Scored
 from tinsmith.backend.model.score import score
-from tinsmith.backend.model.shared_prompts import Group, find_groups, num_tokens, pack
+from tinsmith.backend.model.shared_prompts import (
+    Group,
+    find_groups,
+    num_tokens,
+    pack,
+    packed_hidden_states,
+    use_shared_prompts,
+)
 
 LENGTHS = (30, 25, 33, 40, 30, 21, 50, 19)
 
@@ -85,27 +104,64 @@ def test_a_shared_prompt_gives_the_numbers_and_gradients_of_the_plain_computatio
         assert (one - other).norm() <= tolerance * one.norm()
 
 
-def test_hidden_states_behind_a_shared_prompt_are_those_of_transformers_in_float64(
-    base: BaseModel,
-):
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements that a tensor made within the block has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = [part for part in tree_leaves(result) if isinstance(part, Tensor)]
+        self.num_elements = max([self.num_elements, *(tensor.numel() for tensor in made)])
+        return result
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+}
+# Of every way in which transformers' models ask for their masks: one for all layers, with a window
+# or without, or one by kind of layer.
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
+    "mistral, all layers slide": lambda: MistralForCausalLM(
+        MistralConfig(**SIZES, sliding_window=24)
+    ),
+    "qwen3, the second layer slides": lambda: Qwen3ForCausalLM(
+        Qwen3Config(**SIZES, use_sliding_window=True, sliding_window=24, max_window_layers=1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_hidden_states_behind_a_shared_prompt_are_those_of_transformers_in_float64(name: str):
+    """And no tensor has a place for every pair of tokens."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = MODELS[name]().double().eval()
     rng = np.random.default_rng(0)
     prompt = rng.integers(0, 400, 20)
-    rows = [np.concatenate([prompt, rng.integers(0, 400, size)]) for size in (1, 7, 40)]
+    rows = [np.concatenate([prompt, rng.integers(0, 400, size)]) for size in [40] * 9 + [1]]
     packed = pack(rows, find_groups(rows))
-    assert len(packed.ids_N) == 20 + 48
-    with in_dtype(base, torch.float64), torch.no_grad():
-        module = attach_adapter(base, LoraSettings(rank=4, alpha=32.0), seed=3)
-        [hidden_ND] = backbone(module)(
-            input_ids=torch.from_numpy(packed.ids_N)[None],
-            position_ids=torch.from_numpy(packed.positions_N)[None],
-            use_cache=False,
-            parts=packed.parts,
-        ).last_hidden_state
-        for row, places in zip(rows, packed.places, strict=True):
-            [truth_TD] = backbone(base.module)(
-                input_ids=torch.from_numpy(row)[None]
-            ).last_hidden_state
-            torch.testing.assert_close(hidden_ND[places], truth_TD, rtol=1e-12, atol=1e-12)
+    count = len(packed.ids_N)
+    assert count == 20 + 9 * 40 + 1
+    with torch.no_grad():
+        truths = [backbone(module)(torch.from_numpy(row)[None])[0][0] for row in rows]
+        use_shared_prompts(module)
+        with LargestTensor() as largest:
+            hidden_ND = packed_hidden_states(backbone(module), packed, module.device)
+    for places, truth_TD in zip(packed.places, truths, strict=True):
+        torch.testing.assert_close(hidden_ND[places], truth_TD, rtol=1e-12, atol=1e-12)
+    assert count * SIZES["intermediate_size"] <= largest.num_elements < count * count
 
 
 def test_groups_are_found_in_any_order_and_only_where_they_pay():

@@ -3,7 +3,12 @@
 import torch
 
 from tinsmith.backend.model.base_model import BaseModel, backbone, unembed
-from tinsmith.backend.model.shared_prompts import Group, pack, use_shared_prompts
+from tinsmith.backend.model.shared_prompts import (
+    Group,
+    pack,
+    packed_hidden_states,
+    use_shared_prompts,
+)
 from tinsmith.backend.sampling.keys_values import PromptKeysValues, RunningKeysValues
 from tinsmith.backend.sampling.replica import make_replica
 from tinsmith.errors import TinsmithError
@@ -42,13 +47,8 @@ def _behind_shared_prompt(base: BaseModel, ids_1T: torch.Tensor) -> torch.Tensor
     use_shared_prompts(module)
     row = ids_1T[0].cpu().numpy()
     packed = pack([row[[0, 1, 0]], row], [Group((0, 1), 2)])
-    output = backbone(module)(
-        input_ids=torch.from_numpy(packed.ids_N)[None].to(base.device),
-        position_ids=torch.from_numpy(packed.positions_N)[None].to(base.device),
-        use_cache=False,
-        parts=packed.parts,
-    )
-    return output.last_hidden_state[0][torch.from_numpy(packed.places[1]).to(base.device)]
+    hidden_ND = packed_hidden_states(backbone(module), packed, base.device)
+    return hidden_ND[torch.from_numpy(packed.places[1]).to(base.device)]
 
 
 def _last_logits(base: BaseModel, ids_1T: torch.Tensor) -> torch.Tensor:

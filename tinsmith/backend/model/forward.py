@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from tinsmith.backend.model.base_model import backbone, unembed, unembedding
 from tinsmith.backend.model.datums import Datum
 from tinsmith.backend.model.loss_choice import LossChoice
-from tinsmith.backend.model.shared_prompts import Group, find_groups, pack
+from tinsmith.backend.model.shared_prompts import Group, find_groups, pack, packed_hidden_states
 
 # Elements of one block of logits: 8 MiB in float32 stay in a CPU's cache, 256 MiB fill a GPU.
 MAX_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
@@ -135,14 +135,9 @@ def _shared_hidden_states(
     module: PreTrainedModel, rows: Sequence[np.ndarray], groups: Sequence[Group]
 ) -> tuple[Tensor, Tensor]:
     packed = pack(rows, groups)
-    output = backbone(module)(
-        input_ids=torch.from_numpy(packed.ids_N)[None].to(module.device),
-        position_ids=torch.from_numpy(packed.positions_N)[None].to(module.device),
-        use_cache=False,
-        parts=packed.parts,
-    )
+    hidden_ND = packed_hidden_states(backbone(module), packed, module.device)
     places_N = torch.from_numpy(np.concatenate(packed.places)).to(module.device)
-    return output.last_hidden_state[0][places_N], places_N
+    return hidden_ND[places_N], places_N
 
 
 def _padded_hidden_states(module: PreTrainedModel, rows: Sequence[np.ndarray]) -> Tensor:

@@ -128,6 +128,20 @@ def pack(rows: Sequence[np.ndarray], groups: Sequence[Group]) -> Packed:
     return Packed(np.concatenate(ids), np.concatenate(positions), tuple(parts), tuple(places))
 
 
+def packed_hidden_states(backbone: nn.Module, packed: Packed, device: torch.device) -> Tensor:
+    """Last hidden states [N, hidden] of packed tokens, by a model that `use_shared_prompts`."""
+    output = backbone(
+        input_ids=torch.from_numpy(packed.ids_N)[None].to(device),
+        position_ids=torch.from_numpy(packed.positions_N)[None].to(device),
+        # transformers takes a mask of four axes as it is. Given none it would make one of N x N,
+        # and see that positions start anew, but the parts say who attends to what.
+        attention_mask=torch.empty(1, 1, 1, 1, device=device),
+        use_cache=False,
+        parts=packed.parts,
+    )
+    return output.last_hidden_state[0]
+
+
 def use_shared_prompts(module: PreTrainedModel) -> None:
     """Let a module tree take `parts` as a keyword of its forward; without, it attends as ever."""
     AttentionInterface.register(ATTENTION, attend)
