@@ -10,11 +10,12 @@ from torch import Tensor
 from tests.datums import cross_entropy_data, policy_data
 from tests.unit.test_forward import CROSS_ENTROPY, SETTINGS, adapted, gradients
 from tests.unit.test_score import LENGTHS, MESSAGES, SmallMemory
-from tests.unit.test_trainer import IMPORTANCE_SAMPLING
+from tests.unit.test_trainer import IMPORTANCE_SAMPLING, PLAIN
 from tinsmith.backend.model.activations import peak_bytes, recomputed_layers, tokens_within
 from tinsmith.backend.model.base_model import BaseModel, backbone
 from tinsmith.backend.model.score import score
 from tinsmith.backend.model.trainer import Trainer
+from tinsmith.errors import TinsmithError
 
 
 def kept_bytes(base: BaseModel, num_rows: int, length: int, recomputes: bool) -> int:
@@ -111,21 +112,70 @@ def test_after_memory_ran_out_a_model_goes_on_with_half_the_budget(base: BaseMod
     assert max(small.sizes[1:]) <= 30
 
 
+class SmallMemoryForGraphs:
+    """Memory that runs out where all layers of a batch of more than `max_tokens` hold what their
+    backward needs; computed twice, they fit."""
+
+    def __init__(self, module: torch.nn.Module, max_tokens: int):
+        self.max_tokens = max_tokens
+        self.num_failures = 0
+        self.sizes_computed_once: list[int] = []
+        self._size = 0
+        module.register_forward_pre_hook(self._before, with_kwargs=True)
+        module.get_submodule("layers.1.mlp").register_forward_hook(self._behind_last)
+
+    def _before(self, _: torch.nn.Module, __: tuple, kwargs: dict[str, Tensor]) -> None:
+        self._size = kwargs["input_ids"].numel()
+
+    def _behind_last(self, *_: object) -> None:
+        # Autograd's hooks are those of `checkpoint` while a layer is computed to be forgotten.
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)  # pyright: ignore[reportAttributeAccessIssue]
+        if hooks is not None or not torch.is_grad_enabled():
+            return
+        if self._size > self.max_tokens:
+            self.num_failures += 1
+            raise MESSAGES[0]
+        self.sizes_computed_once.append(self._size)
+
+
 def test_a_sequence_that_does_not_fit_alone_has_its_layers_computed_twice(base: BaseModel):
-    """Memory that runs out while the graph of all layers is held."""
     [datum] = cross_entropy_data(seed=3, lengths=[50])
     plain = adapted(base)
     expected = score(plain, [datum], CROSS_ENTROPY, 64, False)
     module = adapted(base)
-    last = backbone(module).get_submodule("layers.1.mlp")
-
-    def run_out(_: torch.nn.Module, __: tuple, output: Tensor) -> None:
-        # Autograd's hooks are those of `checkpoint` while a layer is computed to be forgotten.
-        if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:  # pyright: ignore[reportAttributeAccessIssue]
-            raise MESSAGES[0]
-
-    last.register_forward_hook(run_out)
+    small = SmallMemoryForGraphs(backbone(module), 40)
     found = score(module, [datum], CROSS_ENTROPY, 64, False)
+    assert small.num_failures == 1
     assert found.loss == expected.loss
     ours = gradients(module)
     assert all(torch.equal(g, ours[name]) for name, g in gradients(plain).items())
+
+
+def test_a_model_remembers_what_has_to_be_computed_twice(base: BaseModel):
+    """In the requests that follow; sequences of less than half the size are computed once still."""
+    data = cross_entropy_data(seed=3, lengths=[50, 42, 20])
+    plain, trainer = (Trainer(base, SETTINGS, 0, token_budget=1) for _ in range(2))
+    small = SmallMemoryForGraphs(backbone(trainer._module), 40)
+    for request in range(3):
+        expected, found = (
+            t.forward_backward(data, CROSS_ENTROPY, forward_only=False) for t in (plain, trainer)
+        )
+        assert small.num_failures == 1
+        assert small.sizes_computed_once == [20] * (request + 1)
+        assert found.metrics == expected.metrics
+    norms = [t.optim_step(PLAIN)["grad_norm"] for t in (plain, trainer)]
+    assert norms[0] == norms[1]
+
+
+def test_memory_that_runs_out_without_a_graph_computes_nothing_twice(base: BaseModel):
+    """It would take no less of it, so the next request has its layers computed once."""
+    trainer = Trainer(base, SETTINGS, 0, token_budget=64)
+    small = SmallMemory(backbone(trainer._module), 30, MESSAGES[0], in_backward=False)
+    data = cross_entropy_data(seed=4, lengths=[40])
+    with pytest.raises(TinsmithError, match="does not fit into the memory"):
+        trainer.forward_backward(data, CROSS_ENTROPY, forward_only=True)
+    assert small.sizes[:2] == [40, 20], "once, then the search for a length that fits"
+    small.max_tokens = 64
+    graphs = SmallMemoryForGraphs(backbone(trainer._module), 64)
+    trainer.forward_backward(data, CROSS_ENTROPY, forward_only=False)
+    assert graphs.sizes_computed_once == [40]

@@ -37,12 +37,13 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[in
 class Scored:
     """Sum of the loss, and log-probabilities of each datum's target tokens, in their shape.
 
-    `token_budget` is what is left of the budget where memory ran out, else None.
+    `token_budget` and `memory_bytes` are what is left of those where memory ran out, else None.
     """
 
     loss: float
     logprobs: list[np.ndarray]
     token_budget: int | None = None
+    memory_bytes: int | None = None
 
 
 def score_batch(module: PreTrainedModel, batch: Sequence[Datum], choice: LossChoice) -> Scored:

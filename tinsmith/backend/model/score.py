@@ -71,11 +71,11 @@ def score(
     they are cut changes its gradient by rounding alone. `places` says where in the client's request
     each datum stood, if `data` is a part of it.
 
-    A micro-batch whose activations would take more than `memory_bytes` computes its layers twice,
-    and so does a sequence that does not fit alone.
+    A micro-batch whose activations would take more than `memory_bytes` computes its layers twice.
     One that does not fit into memory is halved, and halved again, down to one sequence, and so are
-    the others: the budget that is left is among the results. An error leaves part of the gradient
-    behind.
+    the others; a sequence that does not fit alone computes its layers twice, and so do all that are
+    predicted to take more than half of its memory. What is left of the two budgets is among the
+    results. An error leaves part of the gradient behind.
 
     With `shards` all ranks score at the same time, each its own data, if it has any.
     """
@@ -92,17 +92,18 @@ def score(
 
 def _score_all(job: _Job, plan: list[list[int]]) -> Scored:
     logprobs: list[np.ndarray] = [np.empty(0)] * len(job.data)
-    total, left = 0.0, None
+    total, left, left_bytes = 0.0, None, None
     queue = plan[::-1]
     while queue:
         rows = queue.pop()
         if left is not None and len(rows) > 1 and job.size(rows) > left:
             queue += _halves(rows)
             continue
-        scored = _score_if_it_fits(job, [job.data[row] for row in rows])
-        if scored is None and len(rows) == 1 and job.memory_bytes != 0:
-            log.warning("a sequence does not fit into memory: layers are computed twice")
-            job = replace(job, memory_bytes=0)
+        batch = [job.data[row] for row in rows]
+        scored = _score_if_it_fits(job, batch)
+        if scored is None and len(rows) == 1 and _may_recompute(job, batch):
+            left_bytes = _halved_memory(job, batch)
+            job = replace(job, memory_bytes=left_bytes)
             queue.append(rows)
             continue
         if scored is None:
@@ -112,7 +113,7 @@ def _score_all(job: _Job, plan: list[list[int]]) -> Scored:
         total += scored.loss
         for row, part in zip(rows, scored.logprobs, strict=True):
             logprobs[row] = part
-    return Scored(total, logprobs, left)
+    return Scored(total, logprobs, left, left_bytes)
 
 
 def _plan(job: _Job, token_budget: int, min_micro_batches: int) -> list[list[int]]:
@@ -173,13 +174,27 @@ def _score_if_it_fits(job: _Job, batch: Sequence[Datum]) -> Scored | None:
 
 
 def _should_recompute(job: _Job, batch: Sequence[Datum]) -> bool:
-    if job.memory_bytes is None or not torch.is_grad_enabled():
+    if job.memory_bytes is None or not _has_graph(job, batch):
         return False
+    return _peak_bytes(job, batch) > job.memory_bytes
+
+
+def _may_recompute(job: _Job, batch: Sequence[Datum]) -> bool:
+    """Whether computing a batch's layers twice, which it did not, would take less memory."""
+    return _has_graph(job, batch) and not _should_recompute(job, batch)
+
+
+def _has_graph(job: _Job, batch: Sequence[Datum]) -> bool:
+    """Whether a batch holds what its layers computed for a backward pass."""
+    return not job.forward_only and any(has_gradient(datum, job.choice) for datum in batch)
+
+
+def _peak_bytes(job: _Job, batch: Sequence[Datum]) -> int:
+    """What a batch is predicted to take if its layers are computed once."""
     tokens = [datum.tokens for datum in batch]
     groups = find_groups(tokens)
     size, repeated = _size(tokens, groups), sum(len(one.rows) * one.size for one in groups)
-    peak = peak_bytes(job.module, size, recomputes=False, num_repeated=repeated)
-    return peak > job.memory_bytes
+    return peak_bytes(job.module, size, recomputes=False, num_repeated=repeated)
 
 
 def _size(tokens: Sequence[np.ndarray], groups: Sequence[Group]) -> int:
@@ -203,6 +218,18 @@ def _halves(rows: list[int]) -> list[list[int]]:
     """The two halves of a micro-batch, the second first."""
     middle = (len(rows) + 1) // 2
     return [rows[middle:], rows[:middle]]
+
+
+def _halved_memory(job: _Job, batch: Sequence[Datum]) -> int:
+    """Half of what a sequence that did not fit was predicted to take, and a word about it."""
+    left_bytes = _peak_bytes(job, batch) // 2
+    log.warning(
+        "a sequence of %d tokens did not fit into memory: this model goes on with layers computed "
+        "twice where activations are predicted to take more than %.3g GB (--activation-memory-gb)",
+        len(batch[0].tokens),
+        left_bytes / 1e9,
+    )
+    return left_bytes
 
 
 def _halved_budget(job: _Job, rows: list[int]) -> int:
@@ -232,6 +259,7 @@ def _halved_budget(job: _Job, rows: list[int]) -> int:
 def _longest_suffix(job: _Job, datum: Datum) -> int:
     """How many of a sequence's last tokens fit, found by trying, to an eighth of its length; the
     trials leave their gradient behind. The last: a prompt alone has no backward pass."""
+    job = replace(job, memory_bytes=0)
     fitting, failing = 0, len(datum.tokens)
     while failing - fitting > (max(1, len(datum.tokens) // 8) if fitting else 1):
         middle = (fitting + failing) // 2

@@ -107,6 +107,8 @@ class Trainer:
         self._add_gradient(accumulated)
         if scored.token_budget is not None:
             self._token_budget = max(1, scored.token_budget)
+        if scored.memory_bytes is not None:
+            self._memory_bytes = scored.memory_bytes
         metrics = {
             "loss:sum": scored.loss,
             "num_tokens:sum": float(sum(len(datum.tokens) for datum in data)),

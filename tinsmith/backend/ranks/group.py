@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import count
@@ -138,9 +138,12 @@ class RankGroup:
         for rows, part in zip(shares, parts, strict=True):
             for row, array in zip(rows, part.logprobs, strict=True):
                 logprobs[row] = array
-        budgets = [part.token_budget for part in parts if part.token_budget is not None]
-        loss = sum(part.loss for part in parts)
-        return Scored(loss, logprobs, min(budgets, default=None))
+        return Scored(
+            sum(part.loss for part in parts),
+            logprobs,
+            _least(part.token_budget for part in parts),
+            _least(part.memory_bytes for part in parts),
+        )
 
     def _answers(
         self, score_own: Callable[[], Scored], others: Sequence[Work], number: int
@@ -156,7 +159,8 @@ class RankGroup:
             answer, arrays = self._receive(rank)
             if answer["error"] is None:
                 logprobs = [arrays[str(i)] for i in range(len(work.rows))]
-                parts.append(Scored(answer["loss"], logprobs, answer["token_budget"]))
+                left = answer["token_budget"], answer["memory_bytes"]
+                parts.append(Scored(answer["loss"], logprobs, *left))
             else:
                 kind = TinsmithError if answer["is_users"] else RuntimeError
                 errors.append(kind(f"on rank {rank}: {answer['error']}"))
@@ -189,6 +193,10 @@ class RankGroup:
         )
 
 
+def _least(left: Iterable[int | None]) -> int | None:
+    return min((size for size in left if size is not None), default=None)
+
+
 @contextmanager
 def running_ranks(
     models: Mapping[str, str],
@@ -198,9 +206,11 @@ def running_ranks(
     threads: int | None,
     shard_base_model: Any = "auto",
     free_bytes: Callable[[torch.device], int] = free_device_bytes,
+    program: str = "tinsmith.backend.ranks.worker",
 ) -> Iterator[RankGroup | None]:
     """Start ranks 1 to num_gpus - 1, each on the CUDA device of its number, or all on the CPU;
-    None where there is one rank alone. A model that does not fit is refused before."""
+    None where there is one rank alone. A model that does not fit is refused before. `program` is
+    the module that the others run."""
     kind = check_devices(device, num_gpus)
     place = choose_device(device)
     is_sharded = should_shard(
@@ -218,7 +228,7 @@ def running_ranks(
         }
         order = {"models": dict(models), "dtype": dtype, "threads": threads, "meeting": meeting}
         order["is_sharded"] = is_sharded
-        workers = [stack.enter_context(_worker()) for _ in range(1, num_gpus)]
+        workers = [stack.enter_context(_worker(program)) for _ in range(1, num_gpus)]
         links, processes = zip(*workers, strict=True)
         group = RankGroup(links, processes)
         for rank in range(1, num_gpus):
@@ -264,11 +274,11 @@ def check_devices(device: str, num_gpus: int) -> str:
 
 
 @contextmanager
-def _worker() -> Iterator[tuple[Link, subprocess.Popen[bytes]]]:
+def _worker(program: str) -> Iterator[tuple[Link, subprocess.Popen[bytes]]]:
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tinsmith.backend.ranks.worker", str(theirs.fileno())],
+            [sys.executable, "-m", program, str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],

@@ -68,6 +68,7 @@ class Worker:
         module = self._modules[command["model"]][0]
         scored = score_work(module, self._shards[command["model"]], work)
         answer = {"loss": scored.loss, "token_budget": scored.token_budget}
+        answer["memory_bytes"] = scored.memory_bytes
         return answer, {str(i): part for i, part in enumerate(scored.logprobs)}
 
     def reduce(self, command: Command, _: Arrays) -> None:
