@@ -36,7 +36,7 @@ from benchmarks.work import (
 )
 
 MAX_ROWS = 64  # of one call of generate
-MAX_CONTINUOUS_ROWS, MAX_BATCH_TOKENS, PAGE_TOKENS = 128, 1024, 32
+MAX_CONTINUOUS_ROWS, MAX_BATCH_TOKENS, PAGE_TOKENS = 64, 1024, 32
 CASES: dict[str, Callable[[], list[Ask]]] = {
     "64 ragged prompts": ragged_asks,
     "16 prompts x 8 samples": grouped_asks,
@@ -98,12 +98,12 @@ def _generate_continuously(
 
 
 def _cache_for(asks: Sequence[Ask]) -> ContinuousBatchingConfig:
-    """A cache that just holds the rows of a batch; by default it would take most of the memory."""
+    """A cache with twice what a batch's rows need; by default it would take most of the memory."""
     longest = max(len(ask.prompt) + ask.max_tokens for ask in asks)
     num_rows = min(MAX_CONTINUOUS_ROWS, sum(ask.num_samples for ask in asks))
     return ContinuousBatchingConfig(
         page_size=PAGE_TOKENS,
-        num_blocks=num_rows * -(-longest // PAGE_TOKENS) + 1,
+        num_blocks=2 * num_rows * -(-longest // PAGE_TOKENS),
         max_batch_tokens=MAX_BATCH_TOKENS,
         max_requests_per_batch=num_rows,
     )

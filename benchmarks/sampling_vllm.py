@@ -105,7 +105,7 @@ def _vllm_alone(model: Path, arguments: Arguments) -> Iterator[Callable[[Sequenc
     }
     program = str(Path(__file__).with_name("vllm_alone.py"))
     process = subprocess.Popen(
-        [python, program, json.dumps(settings)],
+        [python, "-P", program, json.dumps(settings)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

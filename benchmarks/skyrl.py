@@ -102,12 +102,12 @@ def _skyrl(
         "checkpoints_base": str(scratch / "checkpoints"),
         "database_url": f"sqlite:///{scratch / 'tinker.db'}",
     }
-    program = str(Path(__file__).with_name("skyrl_server.py"))
-    command = [python, program, json.dumps(config), str(port), str(arguments.threads)]
+    command = [python, "-m", "benchmarks.skyrl_server", json.dumps(config), str(port)]
+    command.append(str(arguments.threads))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     log = scratch / "server.log"
     with log.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, cwd=ROOT)
         try:
             url = f"http://127.0.0.1:{port}"
             _await_ready(url, process, log)

@@ -106,7 +106,7 @@ def _sorted_peft_step(
 
 
 def _peft(arguments: Arguments, directory: Path) -> tuple[Any, torch.optim.Optimizer]:
-    base = AutoModelForCausalLM.from_pretrained(directory, dtype=arguments.dtype)
+    base: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=arguments.dtype)
     model = get_peft_model(base.to(arguments.device), LORA)
     return model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
 

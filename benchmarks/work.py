@@ -78,9 +78,9 @@ def single_ask() -> list[Ask]:
 
 
 def many_asks() -> list[Ask]:
-    """1,000 prompts of 8 to 64 tokens, completions of 16 tokens."""
+    """1,000 prompts of 8 to 64 tokens, completions of 8 tokens."""
     rng = random.Random(3)
-    return [Ask(_tokens(rng, rng.randint(8, 64)), 1, 16) for _ in range(1000)]
+    return [Ask(_tokens(rng, rng.randint(8, 64)), 1, 8) for _ in range(1000)]
 
 
 def even_asks(count: int, max_tokens: int) -> list[Ask]:
