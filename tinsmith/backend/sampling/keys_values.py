@@ -58,8 +58,9 @@ class PromptKeysValues:
         return 0
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
-        self.layers[layer] = (key, value)
-        return key, value
+        # Copies, lest what they are parts of stay in memory.
+        self.layers[layer] = (key.contiguous(), value.contiguous())
+        return self.layers[layer]
 
     def only(self, row: int) -> "PromptKeysValues":
         """A copy of one row."""

@@ -1,14 +1,13 @@
-"""Products with frozen weights that are packed for oneDNN: what the sampler computes on a CPU.
+"""Products with frozen weights that are packed once: what the sampler computes on a CPU.
 
-Each row of a product is summed in an order that its neighbours have no say in, bit for bit. That
-holds for two rows or more; a single one would be split otherwise (seen from 1,536 inputs on), so it
-is computed twice over.
+Each row of a product is summed in an order that its neighbours have no say in, bit for bit.
 """
+
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.activations import GELUTanh, SiLUActivation
 
 # What oneDNN calls an activation, and its algorithm. Its own: PyTorch's SiLU and GELU round the
@@ -17,84 +16,90 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, str]] = {
     SiLUActivation: ("swish", ""),
     GELUTanh: ("gelu", "tanh"),
 }
+# The number of rows that MKL is told when it packs.
+PACKED_FOR = 64
 
 
-class MergedLinear(nn.Module):
-    """x W'^T + b with W' = W + scaling B A, packed where oneDNN can."""
+class PackedLinear(nn.Module):
+    """x W^T + b, packed by MKL where its products can be trusted, else by oneDNN where there is
+    one; MKL's are faster, above all of few rows."""
 
-    def __init__(
-        self, linear: nn.Linear, pair: tuple[Tensor, Tensor] | None, scaling: float
-    ) -> None:
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         super().__init__()
-        weight = linear.weight.detach()
-        if pair is not None:
-            a, b = pair
-            weight = torch.addmm(weight, b, a, alpha=scaling)
-        self.out_features = weight.shape[0]
-        self.is_packed = torch.backends.mkldnn.is_available()
-        self.weight = (
-            torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.is_packed else weight
-        )
-        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.out_features = weight_OI.shape[0]
+        self.bias = bias_O
+        self._packing = _packing(*weight_OI.shape)
+        # MKL's operator reads no more of the plain weights than their shape.
+        self._like = weight_OI.new_empty(1, 1).expand(weight_OI.shape)
+        match self._packing:
+            case "mkl":
+                self.weight = torch.ops.mkl._mkl_reorder_linear_weight(weight_OI, PACKED_FOR)
+            case "onednn":
+                self.weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI, None)
+            case _:
+                self.weight = weight_OI
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.is_packed:
-            return F.linear(x, self.weight, self.bias)
-        rows = _at_least_two(x.reshape(-1, x.shape[-1]))
-        y = self.rows(rows)
-        return y[: x.numel() // x.shape[-1]].view(*x.shape[:-1], self.out_features)
-
-    def rows(self, x_ND: Tensor, activation: str = "none", algorithm: str = "") -> Tensor:
-        """The product of two rows or more, and an activation of it in the same pass."""
-        return torch.ops.mkldnn._linear_pointwise(
-            x_ND, self.weight, self.bias, activation, [], algorithm
-        )
-
-    def rows_times(self, x_ND: Tensor, other_NO: Tensor) -> Tensor:
-        """The product of two rows or more, multiplied by `other_NO` in the same pass."""
-        return torch.ops.mkldnn._linear_pointwise.binary(
-            x_ND, other_NO, self.weight, self.bias, "mul"
-        )
+        match self._packing:
+            case "mkl":
+                num_rows = x.numel() // x.shape[-1]
+                return torch.ops.mkl._mkl_linear(x, self.weight, self._like, self.bias, num_rows)
+            case "onednn":
+                return _onednn(x, self.weight, self.bias, "none", "")
+            case _:
+                return F.linear(x, self.weight, self.bias)
 
 
-class GatedLayer(nn.Module):
-    """down(activation(gate(x)) * up(x)) of packed weights, with no pass of its own over what lies
-    between the products."""
+class ActivatedLinear(nn.Module):
+    """activation(x W^T + b) in one pass of oneDNN."""
 
     def __init__(
-        self, gate: MergedLinear, up: MergedLinear, down: MergedLinear, activation: tuple[str, str]
+        self, weight_OI: Tensor, bias_O: Tensor | None, activation: tuple[str, str]
     ) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = gate, up, down
+        self.bias = bias_O
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI, None)
         self._activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = _at_least_two(x.reshape(-1, x.shape[-1]))
-        gate = self.gate_proj.rows(rows, *self._activation)
-        y = self.down_proj.rows(self.up_proj.rows_times(rows, gate))
-        return y[: x.numel() // x.shape[-1]].view(*x.shape[:-1], y.shape[-1])
+        return _onednn(x, self.weight, self.bias, *self._activation)
 
 
-def fuse_gated_layers(module: PreTrainedModel) -> None:
-    """Put a GatedLayer in the place of each gated layer whose activation oneDNN has."""
-    for parent in list(module.modules()):
-        for name, layer in list(parent.named_children()):
-            fused = _fused(layer)
-            if fused is not None:
-                setattr(parent, name, fused)
+class GatedLayer(nn.Module):
+    """down(activation(gate(x)) * up(x)) of packed weights."""
+
+    def __init__(self, gate: ActivatedLinear, up: PackedLinear, down: PackedLinear) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = gate, up, down
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.up_proj(x).mul_(self.gate_proj(x)))
 
 
-def _fused(layer: nn.Module) -> GatedLayer | None:
-    children = dict(layer.named_children())
-    if children.keys() != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
-        return None
-    activation = ACTIVATIONS.get(type(children.pop("act_fn")))
-    products = [layer for layer in children.values() if isinstance(layer, MergedLinear)]
-    if activation is None or len(products) < 3 or not all(p.is_packed for p in products):
-        return None
-    by_name = {name: layer for name, layer in children.items() if isinstance(layer, MergedLinear)}
-    return GatedLayer(by_name["gate_proj"], by_name["up_proj"], by_name["down_proj"], activation)
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, name: str, algorithm: str) -> Tensor:
+    """A product of two rows or more: a single one would be split otherwise (seen from 1,536 inputs
+    on), so it is computed twice over."""
+    rows = x.reshape(-1, x.shape[-1])
+    if rows.shape[0] == 1:
+        rows = rows.repeat(2, 1)
+    y = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, name, [], algorithm)
+    return y[: x.numel() // x.shape[-1]].view(*x.shape[:-1], y.shape[-1])
 
 
-def _at_least_two(x_ND: Tensor) -> Tensor:
-    return x_ND.repeat(2, 1) if x_ND.shape[0] == 1 else x_ND
+@cache
+def _packing(num_outputs: int, num_inputs: int) -> str:
+    """Who packs weights of a shape. MKL promises that what it packed for some number of rows serves
+    that number alone; in fact it serves every number. So that is seen before it is relied on."""
+    if not torch.backends.mkldnn.is_available():
+        return "none"
+    if not torch.backends.mkl.is_available():
+        return "onednn"
+    weight = torch.linspace(-1, 1, num_outputs * num_inputs).view(num_outputs, num_inputs).sin_()
+    x = torch.linspace(-3, 3, 3 * PACKED_FOR * num_inputs).view(-1, num_inputs).cos_()
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, PACKED_FOR)
+    y = torch.ops.mkl._mkl_linear(x, packed, weight, None, len(x))
+    is_right = torch.allclose(y, F.linear(x, weight), rtol=0, atol=1e-5 * num_inputs)
+    for rows in (1, 2, PACKED_FOR - 1, PACKED_FOR):
+        part = torch.ops.mkl._mkl_linear(x[:rows], packed, weight, None, rows)
+        is_right = is_right and torch.equal(part, y[:rows])
+    return "mkl" if is_right else "onednn"

@@ -1,6 +1,6 @@
 """A module tree that computes with one snapshot's weights."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,33 +8,36 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tinsmith.backend.model.adapter import AdapterWeights
-from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.model.base_model import BaseModel, backbone
+from tinsmith.backend.sampling.fused_layer import FusedLayer, SignedRotation, fusable_layers
 from tinsmith.backend.sampling.keys_values import use_keys_values
-from tinsmith.backend.sampling.packed import MergedLinear, fuse_gated_layers
+from tinsmith.backend.sampling.packed import (
+    ACTIVATIONS,
+    ActivatedLinear,
+    GatedLayer,
+    PackedLinear,
+)
 
 
 def make_replica(base: BaseModel, adapter: AdapterWeights | None) -> PreTrainedModel:
     """The base model with `adapter` applied (None: the base itself), for sampling.
 
-    In float32 on the CPU the adapter is merged into weights of the replica's own, packed for
-    oneDNN: W' = W + (alpha / r) B A differs from the trainer's arithmetic by rounding alone. In
+    In float32 on the CPU the adapter is merged into weights of the replica's own, packed:
+    W' = W + (alpha / r) B A differs from the trainer's arithmetic by rounding alone. In
     16 bits a small update would be rounded away, and a sharded W is nowhere whole for long, so
     there it is computed beside W.
     """
     module = base.module_tree()
     use_keys_values(module)
-    pairs = {} if adapter is None else adapter.pairs
+    pairs = {} if adapter is None else dict(adapter.pairs)
     scaling = 0.0 if adapter is None else adapter.settings.scaling
-    merges = base.shards is None and should_merge(base.device, base.dtype)
-    for name, layer in _linear_layers(module):
-        pair = pairs.get(name)
-        if merges:
-            _replace(module, name, MergedLinear(layer, pair, scaling))
-        elif pair is not None:
-            _replace(module, name, AdaptedLinear(layer, pair, scaling))
-    _assert_all_applied(module, pairs)
-    if merges:
-        fuse_gated_layers(module)
+    if base.shards is None and should_merge(base.device, base.dtype):
+        _merge_all(module, pairs, scaling)
+    else:
+        for name, layer in _linear_layers(module):
+            if name in pairs:
+                _replace(module, name, AdaptedLinear(layer, pairs.pop(name), scaling))
+    assert not pairs, f"{sorted(pairs)} kept their base weights"
     return module
 
 
@@ -58,6 +61,53 @@ class AdaptedLinear(nn.Module):
         return (self.linear(x) + update).to(x.dtype)
 
 
+def _merge_all(
+    module: PreTrainedModel, pairs: dict[str, tuple[Tensor, Tensor]], scaling: float
+) -> None:
+    """Put packed products of merged weights in the place of all linear layers; those that it finds
+    leave `pairs`."""
+
+    def merged(name: str) -> tuple[Tensor, Tensor | None]:
+        layer = module.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        weight_OI = layer.weight.detach()
+        if name in pairs:
+            a, b = pairs.pop(name)
+            weight_OI = torch.addmm(weight_OI, b, a, alpha=scaling)
+        return weight_OI, None if layer.bias is None else layer.bias.detach()
+
+    for name, activation in _gated_layers(module):
+        gate = ActivatedLinear(*merged(f"{name}.gate_proj"), activation)
+        up, down = (PackedLinear(*merged(f"{name}.{leaf}")) for leaf in ("up_proj", "down_proj"))
+        _replace(module, name, GatedLayer(gate, up, down))
+    fusable = fusable_layers(module)
+    for name, layer in fusable.items():
+        weights, biases = zip(*(merged(f"{name}.self_attn.{x}_proj") for x in "qkv"), strict=True)
+        bias = None if biases[0] is None else torch.cat(biases)
+        qkv = PackedLinear(torch.cat(weights), bias)
+        output = PackedLinear(*merged(f"{name}.self_attn.o_proj"))
+        _replace(module, name, FusedLayer(layer, qkv, output))
+    if fusable:
+        model: Any = backbone(module)
+        model.rotary_emb = SignedRotation(model.rotary_emb)
+    for name, _ in _linear_layers(module):
+        _replace(module, name, PackedLinear(*merged(name)))
+
+
+def _gated_layers(module: PreTrainedModel) -> list[tuple[str, tuple[str, str]]]:
+    """Layers down(activation(gate(x)) * up(x)) whose activation oneDNN has, and its name there."""
+    if not torch.backends.mkldnn.is_available():
+        return []
+    found = []
+    for name, layer in module.named_modules():
+        children = dict(layer.named_children())
+        if children.keys() == {"gate_proj", "up_proj", "down_proj", "act_fn"}:
+            activation = ACTIVATIONS.get(type(children.pop("act_fn")))
+            if activation and all(isinstance(child, nn.Linear) for child in children.values()):
+                found.append((name, activation))
+    return found
+
+
 def _linear_layers(module: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
     return [(n, layer) for n, layer in module.named_modules() if isinstance(layer, nn.Linear)]
 
@@ -65,9 +115,3 @@ def _linear_layers(module: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
 def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(parent), leaf, layer)
-
-
-def _assert_all_applied(module: nn.Module, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    for name in pairs:
-        layer = module.get_submodule(name)
-        assert isinstance(layer, MergedLinear | AdaptedLinear), f"{name} kept its base weights"
