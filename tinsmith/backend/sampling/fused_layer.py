@@ -22,11 +22,11 @@ FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 class FusedLayer(nn.Module):
     """Computes what the layer it replaces does, queries, keys and values by one product."""
 
-    def __init__(self, layer: nn.Module, qkv: PackedLinear, output: PackedLinear) -> None:
+    def __init__(self, layer: Any, qkv: PackedLinear, output: PackedLinear) -> None:
         super().__init__()
-        attention: Any = layer.self_attn
+        attention = layer.self_attn
         config = attention.config
-        self.mlp = layer.mlp
+        self.mlp: nn.Module = layer.mlp
         self._input_norm, self._mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
         self._qkv, self._output = qkv, output
         self._head_dim, self._scaling = attention.head_dim, attention.scaling
@@ -97,7 +97,8 @@ def fusable_layers(module: PreTrainedModel) -> dict[str, nn.Module]:
     rotary: Any = getattr(backbone(module), "rotary_emb", None)
     if config.model_type not in FAMILIES or layers is None or rotary is None:
         return {}
-    if 2 * rotary.inv_freq.shape[0] != layers[0].self_attn.head_dim:  # rotates parts of heads
+    first: Any = layers[0]
+    if 2 * rotary.inv_freq.shape[0] != first.self_attn.head_dim:  # rotates parts of heads
         return {}
     names = {id(layer): name for name, layer in module.named_modules()}
     return {names[id(layer)]: layer for layer in layers}
