@@ -20,7 +20,9 @@ from tinsmith.backend.model.adapter import (
     attach_adapter,
 )
 from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.sampling import pool as pool_module
 from tinsmith.backend.sampling.job import Job
+from tinsmith.backend.sampling.memory import max_tokens_kept
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.backend.sampling.request import SamplingRequest, SamplingResult
 from tinsmith.backend.sampling.snapshots import Snapshots
@@ -196,6 +198,23 @@ def pool(asked: Asked) -> VllmPool:
     asked.add_weights("a")
     asked.snapshots.add("base", asked.base, None)
     return pool
+
+
+def test_what_the_trainers_model_samples_is_sized_by_the_memory_that_the_engine_gave_up(
+    asked: Asked, pool: VllmPool, monkeypatch: pytest.MonkeyPatch
+):
+    said: list[str] = []
+
+    def look(base: BaseModel) -> int:
+        said.append(asked.said()[-1])
+        return max_tokens_kept(base)
+
+    monkeypatch.setattr(pool_module, "max_tokens_kept", look)
+    hot = replace(REQUEST, temperature=3.0, max_tokens=5)
+    asked.ask("a")
+    asked.ask_pool(pool, hot)
+    asked.ask_pool(pool, replace(hot, max_tokens=1), "base")
+    assert said == ["sleep", "sleep"]
 
 
 def test_the_engine_sleeps_while_the_trainers_model_answers_in_its_place(

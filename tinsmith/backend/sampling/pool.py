@@ -53,20 +53,21 @@ class SamplerPool(Sampling):
         return sum(batch.num_running for batch in list(self._batches.values()))
 
     def add(self, snapshot_id: str, job: Job) -> None:
-        """Queue a request on a snapshot."""
+        """Queue a request on a snapshot; a batch that it needs is made in the next step, before
+        which others may have given up their memory."""
         self.snapshots.touch(snapshot_id)
         if snapshot_id in self._batches and snapshot_id != self._leaving:
             self._batches.move_to_end(snapshot_id)
             self._batches[snapshot_id].add(job)
         else:
             self._queues.setdefault(snapshot_id, Waiting()).add(job)
-            self._open_waiting()
 
     def step(self) -> int:
         """One step of every batch that has work; an error fails that batch's requests.
 
         Returns how many tokens were sampled.
         """
+        self._open_waiting()
         sampled = 0
         for snapshot_id, batch in self._batches.items():
             if batch.is_idle:
