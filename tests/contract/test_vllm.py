@@ -167,7 +167,8 @@ def test_adapters_are_hot_swapped_beside_the_base_model_as_on_a_gpu(
             snapshots.add(name, base, weights)
             line.replace(name)
             assert_sampled_as_trained(line, base, name, weights, changed)
-            assert len(line.holder.residents) <= 3, "two adapters and the base model"
+            held = [name for name in ("a", "b", "c") if name in line.holder.residents]
+            assert len(held) <= 2
         assert_replaced_while_completions_run(line, base, snapshots, changed)
         assert line.holder.pid == first_pid, "no engine was started again for a swap"
         line.forget("a", TinsmithError("unheld"))

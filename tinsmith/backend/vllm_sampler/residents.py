@@ -35,9 +35,6 @@ class Residents:
         self._numbers = itertools.count(BASE_NUMBER + 1)
         self._salts = itertools.count(1)
 
-    def __len__(self) -> int:
-        return len(self._residents)
-
     def __contains__(self, snapshot_id: str) -> bool:
         return snapshot_id in self._residents
 

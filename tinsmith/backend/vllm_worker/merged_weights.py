@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -15,12 +16,14 @@ Pairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 class MergedWeights:
     """Mixed into vLLM's worker, which has `model_runner`."""
 
+    model_runner: Any
+
     def install_merged(self, model: str, adapter: str | None) -> None:
         """Compute with W' = W + (alpha / r) B A from now on; without an adapter with W."""
         folder = Path(model) if Path(model).is_dir() else Path(snapshot_download(model))
         pairs, scaling = ({}, 0.0) if adapter is None else _read_adapter(Path(adapter))
         weights = _merged(folder, pairs, scaling)
-        self.model_runner.reload_weights(weights_iterator=weights)  # type: ignore[attr-defined]
+        self.model_runner.reload_weights(weights_iterator=weights)
 
 
 def _read_adapter(folder: Path) -> tuple[Pairs, float]:
