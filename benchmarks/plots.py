@@ -73,6 +73,7 @@ def _growth(record: Record) -> Figure:
     panels = list(figure.subplots(num_rows, 2, squeeze=False).flat)
     for axes, case in zip(panels, cases, strict=False):
         _draw_line(axes, case, record["product_flops_per_s"])
+    figure.supylabel("tokens a second; in red the share of the products' rate", fontsize=9)
     for axes in panels[len(cases) :]:
         axes.set_visible(False)
     return figure
@@ -83,7 +84,7 @@ def _draw_line(axes: Axes, case: Record, rate: float) -> None:
     names = [side["name"] for side in sides]
     axes.plot(names, [tokens_per_s(side) for side in sides], "o-", color=OURS)
     axes.set_ylim(bottom=0)
-    axes.set_title(f"{case['name']}: tokens a second, and share of the products' rate")
+    axes.set_title(case["name"])
     for place, side in enumerate(sides):
         axes.annotate(
             f"{side['flops'] / side['median_s'] / rate:.0%}",
