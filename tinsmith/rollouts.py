@@ -1,6 +1,7 @@
 """Completions from the sampler, and the groups that a paradigm makes of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,24 @@ from tinsmith.chat import Chat
 from tinsmith.objectives.advantages import has_variance
 from tinsmith.types import Completion, Group, Sample
 
-Pending = Callable[[], list[Completion]]
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Completions that were asked for in one request; a call waits for them."""
+
+    answer: tinker.APIFuture[tinker.SampleResponse]
+    chat: Chat
+
+    def __call__(self) -> list[Completion]:
+        return [_completion(sequence, self.chat) for sequence in self.answer.result().sequences]
+
+
+def as_answered(pending: Sequence[Pending]) -> Iterator[int]:
+    """The places of requests in the order of their answers, so that what came early can be graded
+    while the others are still sampled."""
+    places = {request.answer.future(): place for place, request in enumerate(pending)}
+    for future in as_completed(places):
+        yield places[future]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +54,18 @@ class Sampler:
                 stop=self.chat.stop_token_ids,
             ),
         )
-        return lambda: [self._completion(sequence) for sequence in future.result().sequences]
+        return Pending(future, self.chat)
 
-    def _completion(self, sequence: tinker.SampledSequence) -> Completion:
-        logprobs = sequence.logprobs
-        assert logprobs is not None, "a sampler always returns log-probabilities"
-        return Completion(
-            tokens=tuple(sequence.tokens),
-            logprobs=tuple(logprobs),
-            text=self.chat.decode(sequence.tokens),
-            is_finished=sequence.stop_reason == "stop",
-        )
+
+def _completion(sequence: tinker.SampledSequence, chat: Chat) -> Completion:
+    logprobs = sequence.logprobs
+    assert logprobs is not None, "a sampler always returns log-probabilities"
+    return Completion(
+        tokens=tuple(sequence.tokens),
+        logprobs=tuple(logprobs),
+        text=chat.decode(sequence.tokens),
+        is_finished=sequence.stop_reason == "stop",
+    )
 
 
 def rewards_P_G(groups: Sequence[Group], speaker: str) -> np.ndarray:

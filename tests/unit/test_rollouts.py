@@ -1,5 +1,7 @@
 """Rollouts: what is asked of the sampler, in which order, and what comes back."""
 
+import threading
+from concurrent.futures import Future
 from typing import Any, cast
 
 import numpy as np
@@ -9,9 +11,9 @@ from tinsmith import config
 from tinsmith.chat import Chat
 from tinsmith.paradigms import make_paradigm
 from tinsmith.rollouts import Sampler, is_right_P_G, rewards_P_G, samples_of
-from tinsmith.tasks import make_task
+from tinsmith.tasks import Task, make_task
 from tinsmith.tiny.tokenizer import make_tokenizer
-from tinsmith.types import Group, Problem
+from tinsmith.types import Completion, Group, Problem, Reward
 
 CHAT = Chat(make_tokenizer())
 TASK = make_task(config.ArithmeticTask(kind="arithmetic"), CHAT)
@@ -26,6 +28,9 @@ class FakeSamplingClient:
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []
 
+    def answer(self, request: Future[None]) -> None:
+        request.set_result(None)
+
     def sample(
         self,
         prompt: tinker.ModelInput,
@@ -39,6 +44,11 @@ class FakeSamplingClient:
 class FakeFuture:
     def __init__(self, client: FakeSamplingClient) -> None:
         self._client = client
+        self._answer: Future[None] = Future()
+        client.answer(self._answer)
+
+    def future(self) -> Future[None]:
+        return self._answer
 
     def result(self) -> tinker.SampleResponse:
         self._client.events.append(("awaited", None))
@@ -63,6 +73,40 @@ def test_all_requests_are_sent_before_any_is_awaited():
     client = FakeSamplingClient()
     play(client)
     assert [event for event, _ in client.events] == ["asked", "asked", "awaited", "awaited"]
+
+
+def test_what_is_answered_early_is_graded_while_other_groups_are_sampled():
+    class SlowAtFirst(FakeSamplingClient):
+        """Answers the first request when the second's completions have been graded."""
+
+        def answer(self, request: Future[None]) -> None:
+            super().answer(request) if slow else slow.append(request)
+
+    class Grading:
+        def prompt(self, problem: Problem) -> tuple[int, ...]:
+            return TASK.prompt(problem)
+
+        def reward(self, problem: Problem, completion: Completion) -> Reward:
+            graded.append(problem.id)
+            if graded == ["b", "b"]:
+                slow[0].set_result(None)
+            return TASK.reward(problem, completion)
+
+    slow: list[Future[None]] = []
+    graded: list[str] = []
+    client = cast(tinker.SamplingClient, SlowAtFirst())
+    sampler = Sampler(client, CHAT, max_tokens=4, temperature=0.5)
+    found: list[list[Group]] = []
+    player = threading.Thread(
+        target=lambda: found.append(
+            PARADIGM.play(cast(Task, Grading()), PROBLEMS, 2, sampler, seeds=[11, 12])
+        ),
+        daemon=True,
+    )
+    player.start()
+    player.join(30)
+    assert graded == ["b", "b", "a", "a"]
+    assert [group.problem.id for group in found[0]] == ["a", "b"]
 
 
 def test_a_group_is_one_request_with_its_own_seed_and_stop_tokens():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tinsmith import config
 from tinsmith.frozen import FrozenModels
-from tinsmith.rollouts import Sampler
+from tinsmith.rollouts import Sampler, as_answered
 from tinsmith.tasks import Task
 from tinsmith.types import Completion, Group, Problem, Rollout, Turn
 
@@ -35,14 +35,21 @@ class SingleTurn:
             sampler.submit(prompt, num_rollouts, seed)
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        return [
-            Group(problem, tuple(_rollout(task, problem, prompt, c) for c in completions()))
-            for problem, prompt, completions in zip(problems, prompts, pending, strict=True)
-        ]
+        groups: dict[int, Group] = {}
+        for p in as_answered(pending):
+            groups[p] = _group(task, problems[p], prompts[p], pending[p]())
+        return [groups[p] for p in range(len(problems))]
 
 
-def _rollout(
-    task: Task, problem: Problem, prompt: tuple[int, ...], completion: Completion
-) -> Rollout:
-    turn = Turn(SPEAKER, prompt, completion)
-    return Rollout(problem, (turn,), {SPEAKER: task.reward(problem, completion)})
+def _group(
+    task: Task, problem: Problem, prompt: tuple[int, ...], completions: Sequence[Completion]
+) -> Group:
+    rollouts = (
+        Rollout(
+            problem,
+            (Turn(SPEAKER, prompt, completion),),
+            {SPEAKER: task.reward(problem, completion)},
+        )
+        for completion in completions
+    )
+    return Group(problem, tuple(rollouts))
