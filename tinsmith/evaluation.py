@@ -14,7 +14,7 @@ from tinsmith.errors import TinsmithError
 from tinsmith.paradigms import Paradigm, checked, num_rollouts
 from tinsmith.randomness import derive_seed
 from tinsmith.rollouts import Sampler
-from tinsmith.statistics import Interval, bootstrap_mean, pass_at_k, wilson
+from tinsmith.statistics import Interval, bootstrap_mean, clustered_mean, pass_at_k
 from tinsmith.tasks import Task
 from tinsmith.types import Group, Problem
 
@@ -56,7 +56,7 @@ def summarise(rows: Sequence[Row], pass_at: Sequence[int], seed: int) -> dict[st
     """The numbers of an evaluation, from its samples."""
     right = _right_by_problem(rows)
     num_samples = len(next(iter(right.values())))
-    interval, method = _accuracy(right, seed)
+    interval, method = clustered_mean(right.values(), derive_seed(seed, "accuracy"), "problems")
     return {
         "accuracy": interval.mean,
         "accuracy_low": interval.low,
@@ -115,16 +115,6 @@ def _rows(group: Group) -> list[Row]:
         for turn in rollout.turns
         if turn.is_graded and turn.speaker in rollout.rewards
     ]
-
-
-def _accuracy(right: dict[str, list[bool]], seed: int) -> tuple[Interval, str]:
-    """Bootstrap over problems; Wilson's interval over problems where that has nothing to draw from:
-    with one sample a problem, or with every sample right, or with none."""
-    shares = [_mean(values) for values in right.values()]
-    if all(len(values) == 1 for values in right.values()) or set(shares) in ({0.0}, {1.0}):
-        num_right = round(sum(shares))
-        return wilson(num_right, len(shares)), "wilson"
-    return bootstrap_mean(shares, derive_seed(seed, "accuracy")), "bootstrap over problems"
 
 
 def _right_by_problem(rows: Iterable[Row]) -> dict[str, list[bool]]:

@@ -1,8 +1,9 @@
 """Intervals and estimators for evaluation results. All intervals are 95 %."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
@@ -48,6 +49,22 @@ def bootstrap_mean(values: Sequence[float], seed: int) -> Interval:
     ]
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return Interval(float(data.mean()), float(low), float(high))
+
+
+def clustered_mean(
+    clusters: Iterable[Sequence[float]], seed: int, unit: str
+) -> tuple[Interval, str]:
+    """The mean of the clusters' means, with its interval and the method's name.
+
+    A cluster is all that was drawn for one `unit`, such as a problem's samples, which are not
+    independent of each other. Where each cluster is wholly right (1) or wholly wrong (0), the
+    interval is Wilson's over the clusters, which has a width even if they all agree; else it is by
+    bootstrap over them.
+    """
+    means = [fmean(values) for values in clusters]
+    if {*means} <= {0.0, 1.0}:
+        return wilson(round(sum(means)), len(means)), "wilson"
+    return bootstrap_mean(means, seed), f"bootstrap over {unit}"
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:

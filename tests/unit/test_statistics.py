@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinsmith.statistics import bootstrap_mean, pass_at_k, wilson
+from tinsmith.statistics import bootstrap_mean, clustered_mean, pass_at_k, wilson
 
 
 def test_wilson_gives_the_textbook_interval():
@@ -52,6 +52,19 @@ def test_bootstrap_covers_the_true_mean_about_95_times_in_a_hundred():
     intervals = [bootstrap_mean(rng.binomial(1, 0.3, 100).tolist(), i) for i in range(200)]
     covered = sum(interval.low <= 0.3 <= interval.high for interval in intervals)
     assert 178 <= covered <= 200  # binomial(200, 0.95): 190 +- 4 standard deviations
+
+
+def test_samples_of_one_problem_make_an_interval_no_narrower():
+    """Ten problems, each asked a hundred times with one answer, are ten trials, not 1000."""
+    answers = [1.0] * 8 + [0.0] * 2
+    interval, method = clustered_mean([[answer] * 100 for answer in answers], 0, "problems")
+    assert (interval, method) == (wilson(8, 10), "wilson")
+
+
+def test_clusters_of_several_sizes_weigh_the_same():
+    interval, method = clustered_mean([[1.0, 0.0], [1.0], [0.0, 0.0, 0.0]], 0, "problems")
+    assert interval == bootstrap_mean([0.5, 1.0, 0.0], 0)
+    assert method == "bootstrap over problems"
 
 
 @pytest.mark.parametrize(
