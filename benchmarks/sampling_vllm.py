@@ -1,10 +1,10 @@
 """Sampling: both samplers of the local backend, by one SDK program, beside vLLM alone.
 
 `python -m benchmarks.sampling_vllm`. The backend's sides have a LoRA adapter of rank 32; vLLM
-alone, to which the ratios are, is called in its own process with the plain base model, compiled,
-and returns no log-probabilities. All draw at temperature 1 without stopping early, so that the
-number of tokens is fixed. The last case is the price of a swap: new weights, and the first token
-drawn from them (vLLM alone knows none).
+alone, to which the ratios are, is called in its own process with the plain base model and its own
+defaults, and returns no log-probabilities. All draw at temperature 1 without stopping early, so
+that the number of tokens is fixed. The last case is the price of a swap: new weights, and the first
+token drawn from them (vLLM alone knows none).
 """
 
 import json
