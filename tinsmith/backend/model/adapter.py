@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.model.fused_lora import ADAPTER, FusedLoraLinear
+from tinsmith.backend.model.fused_norm import fuse_norms
 from tinsmith.backend.model.shared_prompts import use_shared_prompts
 from tinsmith.errors import TinsmithError
 
@@ -109,6 +110,7 @@ def attach_adapter(base: BaseModel, settings: LoraSettings, seed: int) -> PreTra
         config = peft_config(settings, targets)
         config._register_custom_module({nn.Linear: FusedLoraLinear})
         inject_adapter_in_model(config, module, adapter_name=ADAPTER)
+    fuse_norms(base, module)
     use_shared_prompts(module)
     generator = torch.Generator().manual_seed(seed)
     for _, a, b in lora_pairs(module):

@@ -1,0 +1,60 @@
+"""Root-mean-square norms with a backward pass by hand, for training in float32 on a CPU."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+
+from tinsmith.backend.model.base_model import BaseModel
+
+# Families of transformers whose norm is y = w x / sqrt(mean(x^2) + epsilon).
+NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
+
+
+class FusedNorm(nn.Module):
+    """y = w x r with r = 1 / sqrt(mean(x^2) + epsilon) over the last dimension; w is frozen.
+
+    Autograd over the plain formula writes some ten tensors of the size of x, this writes three,
+    which on a CPU is what a norm costs.
+    """
+
+    def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.variance_epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Normalize.apply(x, self.weight, self.variance_epsilon)  # pyright: ignore[reportReturnType]
+
+
+class _Normalize(torch.autograd.Function):
+    """With g = w dy and D inputs: dx = r g - x r^3 (g . x) / D."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        # Bit for bit what transformers computes.
+        r = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon)
+        ctx.save_for_backward(x, weight, r)
+        return (x * r).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = gradients
+        x, weight, r = ctx.saved_tensors
+        g = dy * weight
+        along = torch.linalg.vecdot(g, x).unsqueeze(-1).mul_(r.pow(3)).div_(-x.shape[-1])
+        return g.mul_(r).addcmul_(x, along), None, None
+
+
+def fuse_norms(base: BaseModel, module: PreTrainedModel) -> None:
+    """Put a FusedNorm in the place of each norm of a known family, where that is exact and pays."""
+    if base.device.type != "cpu" or base.dtype != torch.float32 or base.shards is not None:
+        return
+    for parent in list(module.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer).__name__ in NORMS:
+                known: Any = layer
+                setattr(parent, name, FusedNorm(known.weight, known.variance_epsilon))
