@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 
 from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.model.capacity import GIB, footprint, should_shard
-from tinsmith.backend.ranks.group import running_ranks
+from tinsmith.backend.ranks.launch import running_ranks
 from tinsmith.errors import TinsmithError
 
 CUDA = torch.device("cuda")

@@ -21,7 +21,8 @@ from tinsmith.backend.model.base_model import BaseModel, load_base_models
 from tinsmith.backend.model.datums import Datum
 from tinsmith.backend.model.loss_choice import LossChoice
 from tinsmith.backend.model.trainer import AdamParams, Trainer
-from tinsmith.backend.ranks.group import RankGroup, check_devices, check_launch, running_ranks
+from tinsmith.backend.ranks.group import RankGroup
+from tinsmith.backend.ranks.launch import check_devices, check_launch, running_ranks
 from tinsmith.backend.ranks.shares import split
 from tinsmith.errors import TinsmithError
 from tinsmith.serving import local_server

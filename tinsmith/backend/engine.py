@@ -14,6 +14,8 @@ from tinsmith.errors import TinsmithError
 
 # Sampling alone for long does not entitle operations to more than this in one go.
 MAX_CREDIT_S = 1.0
+# What an operation gets to end that may be waiting for a process that has died.
+GRACE_S = 20.0
 # Operations that need the memory of the trainer's device.
 COMPUTING = {"create_model", "load_weights", "forward", "forward_backward", "optim_step"}
 log = structlog.stdlib.get_logger(__name__)
@@ -38,6 +40,8 @@ class Engine:
         self._operations: deque[tuple[str, Callable[[], Result | None], Promise]] = deque()
         self._changed = threading.Condition()
         self._is_stopping = False
+        self._num_turns = 0
+        self._is_computing = False
         self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -49,7 +53,19 @@ class Engine:
         with self._changed:
             self._is_stopping = True
             self._changed.notify()
-        self._thread.join()
+        if self.death is None:
+            self._thread.join()
+
+    def expect_end(self, error: BaseException, grace_s: float = GRACE_S) -> None:
+        """A process has died, as `error` says: if what is under way, which may be waiting for it,
+        does not end within the grace, count as dead, so that nobody waits out the rest."""
+        with self._changed:
+            turn = self._num_turns
+            has_ended = self._changed.wait_for(
+                lambda: self._num_turns > turn or not self._is_computing, grace_s
+            )
+        if not has_ended:
+            self._die(error)
 
     @property
     def is_alive(self) -> bool:
@@ -78,18 +94,24 @@ class Engine:
         try:
             self._run()
         except BaseException as error:  # nothing computes any more, which nobody must wait out
-            self.death = error
-            log.critical("the engine has stopped", exc_info=error)
-            self._on_death(error)
+            self._die(error)
+
+    def _die(self, error: BaseException) -> None:
+        self.death = error
+        log.critical("the engine has stopped", exc_info=error)
+        self._on_death(error)
 
     def _run(self) -> None:
         lead_s = 0.0  # by which operations are ahead of sampling
         while True:
             with self._changed:
+                self._num_turns, self._is_computing = self._num_turns + 1, False
+                self._changed.notify_all()
                 while not (self._operations or self._is_stopping or not self._sampler.is_idle):
                     self._changed.wait()
-                if self._is_stopping:
+                if self._is_stopping or self.death is not None:
                     return
+                self._is_computing = True
                 is_turn = bool(self._operations) and (lead_s <= 0 or self._sampler.is_idle)
                 next_up = self._operations.popleft() if is_turn else None
             start = time.monotonic()

@@ -23,7 +23,8 @@ from tinsmith.backend.model.activations import free_for_activations
 from tinsmith.backend.model.base_model import BaseModel, choose_device, load_base_models
 from tinsmith.backend.model.check import check_model
 from tinsmith.backend.model.loss_choice import check_substitutes
-from tinsmith.backend.ranks.group import RankGroup, check_launch, running_ranks
+from tinsmith.backend.ranks.group import RankGroup
+from tinsmith.backend.ranks.launch import check_launch, running_ranks
 from tinsmith.backend.sampling.interface import Sampling
 from tinsmith.backend.sampling.pool import SamplerPool
 from tinsmith.backend.sampling.snapshots import Snapshots
@@ -108,6 +109,8 @@ def _working_core(settings: ServerSettings, ranks: RankGroup | None) -> Iterator
             pool.make_room()  # so that what is free is what the trainer will find
             engine = Engine(pool, metrics, lambda error: promises.close(_engine_stopped(error)))
             engine.start()
+            if ranks is not None:
+                ranks.when_one_dies(engine.expect_end)
             try:
                 yield Core(
                     bases=bases,

@@ -19,6 +19,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
 
 
+class LostRanks(RuntimeError):
+    """A gathering failed for good: the ranks are no longer at the same place, and never will be."""
+
+
 class ShardedLayers:
     """The decoder layers of a base model, and how far the present pass is.
 
@@ -43,6 +47,7 @@ class ShardedLayers:
         self._num_gathered = 0
         self._whole: FSDPModule | None = None
         self._is_alone = False
+        self._loss: str | None = None
         for layer in layers:
             layer.to(device)
             owners = [part for part in layer.modules() if _owns_its_weights(part)]
@@ -61,8 +66,9 @@ class ShardedLayers:
             self._end()
 
     def attend(self, forward_only: bool) -> None:
-        """Take part in the others' passes until no rank has anything to compute."""
-        while self._anyone_computes(False):
+        """Take part in the others' passes until no rank has anything to compute, or, if the ranks
+        have lost each other, in none."""
+        while self._loss is None and self._anyone_computes(False):
             self._begin(forward_only)
             self._end()
 
@@ -76,6 +82,7 @@ class ShardedLayers:
         if self._schedule is not None:
             return
         assert self.summon is not None, "only the first rank computes by itself"
+        self._check()
         self.summon()
         self._begin(forward_only=True)
         self._is_alone = True
@@ -110,10 +117,27 @@ class ShardedLayers:
         self._num_gathered = 0
 
     def _end(self) -> None:
+        """Gather what is left. A gathering that failed for want of memory, which is free by now, is
+        made up for; one that fails again leaves the ranks at different places."""
         assert self._schedule is not None
-        self.free()
-        self._pass_by(len(self._schedule))
-        self._schedule = None
+        try:
+            self.free()
+            self._pass_by(len(self._schedule))
+        except RuntimeError as error:
+            raise self._lose(error) from error
+        finally:
+            self._schedule = None
+
+    def _check(self) -> None:
+        if self._loss is not None:
+            raise LostRanks(self._loss)
+
+    def _lose(self, error: Exception) -> LostRanks:
+        self._loss = (
+            f"weights could not be gathered from all ranks ({error}); restart the server and go on "
+            "from a checkpoint"
+        )
+        return LostRanks(self._loss)
 
     def _pass_by(self, place: int) -> None:
         assert self._schedule is not None
@@ -124,9 +148,13 @@ class ShardedLayers:
             self._num_gathered += 1
 
     def _anyone_computes(self, does_this_rank: bool) -> bool:
+        self._check()
         flag = torch.tensor(int(does_this_rank), device=self._device)
-        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
-        return bool(flag)
+        try:
+            distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+            return bool(flag)
+        except RuntimeError as error:
+            raise self._lose(error) from error
 
 
 class _Weights(nn.Module):

@@ -25,7 +25,7 @@ from tinsmith.backend.model.adapter import (
     set_adapter_weights,
 )
 from tinsmith.backend.model.base_model import BaseModel, load_base_models
-from tinsmith.backend.model.sharding import ShardedLayers
+from tinsmith.backend.model.sharding import LostRanks, ShardedLayers
 from tinsmith.backend.ranks.link import Arrays, Command, Link
 from tinsmith.backend.ranks.work import Work, score_work, sum_gradients
 from tinsmith.errors import TinsmithError
@@ -87,8 +87,9 @@ class Worker:
 
 def main(descriptor: int) -> None:
     """Serve the first rank until it is gone; SIGTERM, which SLURM sends to every process of a job,
-    ends none of them before the job has saved."""
+    ends none of them before the job has saved, and Ctrl-C none before the server has stopped."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     link = Link(socket.socket(fileno=descriptor))
     order, _ = link.receive()
     try:
@@ -127,6 +128,8 @@ def _answer(link: Link, worker: Worker, command: Command, arrays: Arrays) -> Non
         return
     try:
         answer, results = worker.score(command, arrays)
+    except LostRanks:  # the first rank sees this process end
+        raise
     except Exception as error:
         is_users = isinstance(error, TinsmithError)
         if not is_users:
