@@ -7,8 +7,18 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from tests.unit.test_shared_prompts import in_dtype
+from tinsmith.backend.model.activations import SHARE, tokens_within
+from tinsmith.backend.model.adapter import LoraSettings, attach_adapter, lora_pairs
 from tinsmith.backend.model.base_model import BaseModel
-from tinsmith.backend.model.capacity import GIB, footprint, should_shard
+from tinsmith.backend.model.capacity import (
+    BYTES_PER_WEIGHT,
+    GIB,
+    NUM_TOKENS,
+    RANK,
+    footprint,
+    should_shard,
+)
 from tinsmith.backend.ranks.launch import running_ranks
 from tinsmith.errors import TinsmithError
 
@@ -58,6 +68,25 @@ def test_the_weights_of_a_large_model_are_counted_without_reading_them(
     assert found.layer == found.layers // 32
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_just_fits_is_left_the_activations_that_it_was_found_to_need(
+    base: BaseModel, dtype: torch.dtype
+) -> None:
+    """What decides on GPUs and what later bounds a micro-batch have one notion of what is free."""
+    size = footprint(base.name, base.source, dtype, "cpu")
+    models = {base.name: base.source}
+    enough = size.on_each(1)
+    assert not should_shard(models, torch.device("cpu"), dtype, 1, "auto", lambda _: enough)
+    with pytest.raises(TinsmithError, match="too large"):
+        should_shard(models, torch.device("cpu"), dtype, 1, "auto", lambda _: enough - 1)
+    with in_dtype(base, dtype):
+        module = attach_adapter(base, LoraSettings(rank=RANK, alpha=32.0), seed=0)
+        granted = (enough - size.weights) // SHARE
+        adapter = BYTES_PER_WEIGHT * sum(p.numel() for _, *two in lora_pairs(module) for p in two)
+        assert tokens_within(module, granted) >= NUM_TOKENS
+        assert granted + adapter <= enough - size.weights
+
+
 def test_a_model_is_sharded_where_one_gpu_cannot_hold_it(llama_8b: dict[str, str]) -> None:
     assert [decide(llama_8b, 80, num_gpus) for num_gpus in (1, 2)] == [False, False]
     assert decide(llama_8b, 16, 4)
@@ -70,15 +99,15 @@ def test_a_model_too_large_says_how_many_gpus_would_hold_it(llama_8b: dict[str, 
         with pytest.raises(
             TinsmithError, match=r"--model llama-8b: too large: .* are free"
         ) as told:
-            decide(llama_8b, 14, num_gpus, wish)
+            decide(llama_8b, 10, num_gpus, wish)
         assert "weights in bfloat16: 15.0 GiB in all" in str(told.value)
         found = re.search(r"num_gpus: (\d+) with shard_base_model: auto would", str(told.value))
         assert found is not None
         enough = int(found[1])
         assert enough > 2
-        assert decide(llama_8b, 14, enough)
+        assert decide(llama_8b, 10, enough)
         with pytest.raises(TinsmithError, match="too large"):
-            decide(llama_8b, 14, enough - 1)
+            decide(llama_8b, 10, enough - 1)
 
 
 def test_embeddings_that_no_gpu_could_hold_are_no_matter_of_their_number(

@@ -139,7 +139,7 @@ def _activation_bytes(settings: ServerSettings, base: BaseModel) -> int:
     if settings.activation_memory_gb == "auto":
         # On a CPU the ranks have one memory between them.
         sharers = settings.num_gpus if base.device.type == "cpu" else 1
-        return free_for_activations(base) // sharers
+        return free_for_activations(base, sharers)
     return int(1e9 * settings.activation_memory_gb)
 
 

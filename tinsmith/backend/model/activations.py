@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -16,15 +17,29 @@ from tinsmith.backend.sampling.memory import free_device_bytes, key_value_heads
 # Of what is free once the models are loaded: the keys and values of completions take a quarter,
 # and gradients, moments and snapshots the rest.
 SHARE = 2
+LOGITS_COPIES = 3  # of one block, in float32: they, their gradient and what the softmax makes
 
 
-def free_for_activations(base: BaseModel) -> int:
-    """Bytes that activations may take where no setting says it."""
-    return free_device_bytes(base.device) // SHARE
+def free_for_activations(base: BaseModel, num_sharers: int) -> int:
+    """Bytes that activations may take where no setting says it, of memory that so many processes
+    have between them."""
+    return free_device_bytes(base.device) // num_sharers // SHARE
+
+
+def bytes_to_leave(activations: int, lasting: int) -> int:
+    """What has to be free once the models are loaded for `free_for_activations` to be so many bytes
+    and for `lasting` ones to fit beside them."""
+    return max(SHARE * activations, activations + lasting)
 
 
 def peak_bytes(
-    module: PreTrainedModel, num_tokens: int, *, recomputes: bool, num_repeated: int = 0
+    module: PreTrainedModel,
+    num_tokens: int,
+    *,
+    recomputes: bool,
+    num_repeated: int = 0,
+    ranks: int | None = None,
+    device_type: str | None = None,
 ) -> int:
     """What forward and backward of a micro-batch of `num_tokens`, padding included, hold at most;
     the keys and values of shared prompts are copied for `num_repeated` tokens.
@@ -34,20 +49,25 @@ def peak_bytes(
     2 of the keys', 4 of the gated layer's, and x A^T of each adapter; a vector of the width alone
     if the layer is computed again, and then everything for one layer at a time. Behind the layers
     stand one block of logits, three times, and in front the gradient of one gated layer.
+
+    `ranks`, the sum of those of all adapters, and `device_type` are given for a module that has
+    neither adapters nor a device yet.
     """
     config = module.config.get_text_config()
     width, layers = config.hidden_size, config.num_hidden_layers
     heads = config.num_attention_heads
     kv_heads, head_dim = key_value_heads(config)
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    ranks = sum(a.shape[0] for _, a, _ in lora_pairs(module))
+    if ranks is None:
+        ranks = sum(a.shape[0] for _, a, _ in lora_pairs(module))
     layer = 4 * width + 6 * heads * head_dim + 2 * kv_heads * head_dim + 4 * inner + ranks / layers
     whole = num_tokens * layer + num_repeated * 2 * heads * head_dim
     kept = num_tokens * layers * width + whole if recomputes else layers * whole
     passing = 2 * inner + 4 * width
     size = module.dtype.itemsize
-    logits = 3 * min(num_tokens * _vocabulary_size(module), MAX_LOGITS[module.device.type])
-    return int((kept + num_tokens * passing) * size + 4 * logits)
+    block = MAX_LOGITS[device_type or module.device.type]
+    logits = LOGITS_COPIES * min(num_tokens * _vocabulary_size(module), block)
+    return int((kept + num_tokens * passing) * size + torch.float32.itemsize * logits)
 
 
 def tokens_within(module: PreTrainedModel, memory_bytes: int) -> int:

@@ -9,17 +9,17 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tinsmith.backend.model.activations import bytes_to_leave, peak_bytes
 from tinsmith.backend.model.base_model import decoder_layers, read_config
-from tinsmith.backend.model.forward import MAX_LOGITS
 from tinsmith.errors import TinsmithError
 
 GIB = 1 << 30
 # What training needs at the least beside the base: an adapter of the SDK's usual rank with its
-# gradient and two moments in float32, a sequence of so many tokens, and a block of logits thrice.
+# gradient and two moments in float32, and a micro-batch of so many tokens, its layers computed
+# twice, within what activations get where no setting says it.
 RANK = 32
 BYTES_PER_WEIGHT = 16
 NUM_TOKENS = 1024
-LOGITS_COPIES = 3
 MAX_GPUS = 64
 
 
@@ -62,11 +62,11 @@ def footprint(name: str, source: str, dtype: torch.dtype, device: str) -> Footpr
         raise TinsmithError(f"--model {name}={source} cannot be loaded: {error}") from error
     layers = [_bytes(layer) for layer in decoder_layers(module) or []]
     linear = [part for part in module.modules() if isinstance(part, nn.Linear)]
-    # Forward keeps what goes into a linear layer and what comes out of it for backward.
-    widths = sum(layer.in_features + layer.out_features for layer in linear)
-    widths -= module.get_output_embeddings().out_features  # whose logits are not kept
-    work = widths * (RANK * BYTES_PER_WEIGHT + NUM_TOKENS * dtype.itemsize)
-    work += LOGITS_COPIES * MAX_LOGITS[device] * torch.float32.itemsize
+    adapter = RANK * BYTES_PER_WEIGHT * sum(part.in_features + part.out_features for part in linear)
+    activations = peak_bytes(
+        module, NUM_TOKENS, recomputes=True, ranks=RANK * len(linear), device_type=device
+    )
+    work = bytes_to_leave(activations, adapter)
     return Footprint(sum(layers), max(layers, default=0), _bytes(module) - sum(layers), work)
 
 
