@@ -20,7 +20,7 @@ from tinsmith.backend.listening import listen, listening_socket, stop_when_told
 from tinsmith.backend.logs import configure_logs
 from tinsmith.backend.metrics import Metrics
 from tinsmith.backend.model.activations import free_for_activations
-from tinsmith.backend.model.base_model import BaseModel, choose_device, load_base_models
+from tinsmith.backend.model.base_model import BaseModel, load_base_models
 from tinsmith.backend.model.check import check_model
 from tinsmith.backend.model.loss_choice import check_substitutes
 from tinsmith.backend.ranks.group import RankGroup
@@ -32,7 +32,7 @@ from tinsmith.backend.seeds import Seeds
 from tinsmith.backend.sequencer import Sequencer
 from tinsmith.backend.storage.expiry import expiring_checkpoints
 from tinsmith.backend.storage.store import Store
-from tinsmith.backend.vllm_sampler.launch import place_of
+from tinsmith.backend.vllm_sampler.launch import check_place
 from tinsmith.backend.vllm_sampler.pool import VllmPool
 from tinsmith.backend.wire.app import make_app
 from tinsmith.backend.wire.traffic.recorder import opened_recording
@@ -75,7 +75,7 @@ def serve(
 def running_core(settings: ServerSettings) -> Iterator[Core]:
     """Everything of a server but its HTTP face, at work as long as the block."""
     if settings.sampler == "vllm":  # refused before minutes are spent on loading
-        place_of(choose_device(settings.device), settings)
+        check_place(settings)
     with (
         running_ranks(
             settings.models,

@@ -103,7 +103,13 @@ class LocalSettings(BaseModel):
         "sampling drops tokens below this share of the likeliest token's probability; 0: none",
     )
     vllm_max_loras: Count = setting(128, "adapters that vLLM keeps loaded at a time")
-    vllm_gpu_memory_utilization: Share = setting(0.90, "vLLM's share of the GPU's memory")
+    vllm_gpu_memory_utilization: Annotated[
+        Literal["auto"] | Share, Rule("auto or a number above 0 and at most 1")
+    ] = setting(
+        "auto",
+        "vLLM's share of the GPU's memory; auto: 0.9 of a GPU of its own, of one that it shares"
+        " with the trainer most of what the trainer's model leaves",
+    )
     vllm_max_model_len: Count | None = setting(
         None, "longest prompt and completion together in vLLM; none: the model's context"
     )

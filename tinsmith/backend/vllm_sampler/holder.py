@@ -127,7 +127,7 @@ class Holder:
         if self._process is None:
             self._start_process()
         if self._is_asleep:
-            torch.cuda.empty_cache()
+            self._take_room()
             self.say({"do": "wake"})
             self._is_asleep = False
 
@@ -217,7 +217,13 @@ class Holder:
         self._deaths = 0
         return TinsmithError(message)
 
+    def _take_room(self) -> None:
+        """What the trainer no longer needs, PyTorch keeps for it where nobody says so."""
+        if self.launch.sleeps:
+            torch.cuda.empty_cache()
+
     def _start_process(self) -> None:
+        self._take_room()
         self._process = VllmProcess(self.launch, self._on_event)
 
     def _obituary(self, event: dict[str, Any]) -> str:

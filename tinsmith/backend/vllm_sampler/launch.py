@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from tinsmith.backend.model.adapter import LoraSettings, linear_layers
-from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.model.base_model import BaseModel, choose_device, choose_dtype
+from tinsmith.backend.model.capacity import footprint
 from tinsmith.backend.sampling.memory import free_machine_bytes
 from tinsmith.backend.sampling.replica import should_merge
+from tinsmith.backend.vllm_sampler.share import Demand, choose_share
 from tinsmith.errors import TinsmithError
 from tinsmith.settings import ServerSettings
 
@@ -24,7 +26,8 @@ MAX_CPU_CACHE_BYTES = 4 << 30
 FIRST_MAX_RANK = 32  # an adapter of a higher one makes a new engine with room for it
 # Of a vocabulary whose unembedding vLLM puts an adapter on.
 MAX_LORA_VOCABULARY = 258_048
-# Of a GPU's memory: an engine with more gives it up while the trainer computes there.
+# Of a GPU's memory: an engine with more, or with what is left (auto), gives it up while the trainer
+# computes there.
 MAX_SHARE_AWAKE = 0.5
 # What vLLM prints -> what to do about it.
 ADVICE = (
@@ -108,7 +111,8 @@ def launch_of(base: BaseModel, settings: ServerSettings) -> Launch:
         _limit_cpu(environment, settings)
     else:
         environment["CUDA_VISIBLE_DEVICES"] = _visible(place.gpus)
-    share = settings.vllm_gpu_memory_utilization
+    weights = sum(parameter.nbytes for parameter in base.module.parameters())
+    share = _share_at(place, settings, Demand(0, weights))
     if settings.vllm_enforce_eager:
         environment["TORCHDYNAMO_DISABLE"] = "1"
     engine = {
@@ -121,13 +125,27 @@ def launch_of(base: BaseModel, settings: ServerSettings) -> Launch:
         "tensor_parallel_size": settings.vllm_tensor_parallel_size,
         "enforce_eager": settings.vllm_enforce_eager,
         "max_num_seqs": MAX_SEQUENCES,
-        "sleeps": place.is_shared and share > MAX_SHARE_AWAKE,
+        "sleeps": place.is_shared and _takes_most(settings),
         "merges": should_merge(base.device, base.dtype),
         "max_lora_rank": FIRST_MAX_RANK,
         "max_loras": settings.vllm_max_loras,
         "lora_layers": _adapted_layers(base),
     }
     return Launch(place.python, environment, engine)
+
+
+def check_place(settings: ServerSettings) -> None:
+    """Refuse, before a weight is read, settings with which no engine would start."""
+    device = choose_device(settings.device)
+    place = place_of(device, settings)
+    if place.is_shared:
+        dtype = choose_dtype(settings.dtype, device)
+        sizes = [
+            footprint(name, source, dtype, device.type).weights
+            for name, source in settings.models.items()
+        ]
+        # Each of the trainer's GPUs has at least its part of the weights.
+        _share_at(place, settings, Demand(sum(sizes) // settings.num_gpus, max(sizes)))
 
 
 def place_of(device: torch.device, settings: ServerSettings) -> Place:
@@ -141,6 +159,22 @@ def place_of(device: torch.device, settings: ServerSettings) -> Place:
     first = device.index or 0
     trainers = range(first, first + settings.num_gpus)
     return Place(python, *choose_gpus(torch.cuda.device_count(), trainers, size))
+
+
+def _share_at(place: Place, settings: ServerSettings, weights: Demand) -> float:
+    """Of each engine, given the weights of the trainer and of one engine."""
+    given = settings.vllm_gpu_memory_utilization
+    if not place.is_shared:
+        return choose_share(given, [], None)
+    parts = weights.engine // settings.vllm_tensor_parallel_size
+    demand = Demand(weights.trainer, parts, max(1, len(settings.models)))
+    return choose_share(given, [torch.cuda.mem_get_info(gpu) for gpu in place.gpus], demand)
+
+
+def _takes_most(settings: ServerSettings) -> bool:
+    """Whether an engine would leave the trainer too little to compute beside it."""
+    given = settings.vllm_gpu_memory_utilization
+    return given == "auto" or given > MAX_SHARE_AWAKE
 
 
 def _adapted_layers(base: BaseModel) -> list[str] | None:
