@@ -13,13 +13,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import tinker
 
 from tinsmith.errors import TinsmithError
-from tinsmith.remote import past_proxies, rest_client
+from tinsmith.remote import check_hosted, past_proxies, rest_client
 
 ACTIVE_S = 30 * 60
 RECENT_S = 24 * 3600
@@ -42,10 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise TinsmithError("TINKER_API_KEY is not set; export the key of the service")
         answer = _act(args, os.environ.get("TINKER_BASE_URL") or None, key)
     except (TinsmithError, tinker.APIError, httpx.HTTPError, ValueError) as error:
-        print(f"tinker_runs: {error}", file=sys.stderr)
+        print(f"tinker_runs: {_reason(error)}", file=sys.stderr)
         return 2
     print(json.dumps(answer, indent=2) if args.json else _as_text(answer))
     return 0
+
+
+def _reason(error: Exception) -> str:
+    """What the service says in its answer, where it says it in words."""
+    body = error.body if isinstance(error, tinker.APIStatusError) else None
+    said = cast("dict[str, Any]", body).get("error") if isinstance(body, dict) else None
+    return said if isinstance(said, str) else str(error)
 
 
 def _act(args: argparse.Namespace, url: str | None, key: str) -> Row | list[Row]:
@@ -56,6 +63,8 @@ def _act(args: argparse.Namespace, url: str | None, key: str) -> Row | list[Row]
             raise TinsmithError(NO_CANCEL.format(url=url or "the SDK's own address"))
         with httpx.Client(base_url=url, headers={"X-API-Key": key}) as http:
             return _cancel(args, http)
+    if url is None:
+        check_hosted(())  # says so where it does not answer, which the SDK tries for longer
     rest = rest_client()
     if args.list:
         return [_run_row(run) for run in _every_run(rest)]
@@ -69,9 +78,17 @@ def _act(args: argparse.Namespace, url: str | None, key: str) -> Row | list[Row]
         return row | {"checkpoints": [one.tinker_path for one in found]}
     if args.checkpoints is not None:
         return [_checkpoint_row(one) for one in _checkpoints(rest, args.checkpoints)]
-    _confirm(args, f"delete {args.delete_checkpoint}, from which there is no way back")
-    rest.delete_checkpoint_from_tinker_path(args.delete_checkpoint).result()
-    return [{"deleted": args.delete_checkpoint}]
+    return [_delete(args, rest)]
+
+
+def _delete(args: argparse.Namespace, rest: tinker.RestClient) -> Row:
+    path = args.delete_checkpoint
+    run = tinker.ParsedCheckpointTinkerPath.from_tinker_path(path).training_run_id
+    if path not in (one.tinker_path for one in rest.list_checkpoints(run).result().checkpoints):
+        raise TinsmithError(f"there is no checkpoint {path}; --checkpoints {run} lists those of it")
+    _confirm(args, f"delete {path}, from which there is no way back")
+    rest.delete_checkpoint_from_tinker_path(path).result()
+    return {"deleted": path}
 
 
 def _every_run(rest: tinker.RestClient) -> list[Any]:
@@ -134,6 +151,8 @@ def _time(moment: datetime | None) -> str | None:
 
 
 def _cancel(args: argparse.Namespace, http: httpx.Client) -> list[Row]:
+    if args.cancel:  # nobody is asked about one that is not there
+        rest_client().get_training_run(args.cancel).result()
     runs = [args.cancel] if args.cancel else _active(http, rest_client())
     if not runs:
         return []
@@ -176,6 +195,8 @@ def _stop_all(http: httpx.Client, runs: Sequence[str]) -> list[Row]:
         if run in stopped:
             continue
         answer = http.post(f"/api/v1/training_runs/{run}/cancel")
+        if answer.status_code == httpx.codes.GONE:
+            raise TinsmithError(f"the session of {run} has ended: there is nothing to stop")
         if answer.status_code != httpx.codes.OK:
             raise TinsmithError(f"{run} was not stopped: {answer.json()['error']}")
         found = answer.json()["training_run_ids"]

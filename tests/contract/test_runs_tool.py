@@ -85,6 +85,29 @@ def test_a_cancelled_run_stops_with_what_it_had_queued_and_others_go_on(
         assert run.model_id not in [row["cancelled"] for row in cancelled]
 
 
+def test_what_is_not_there_is_said_in_words_before_anybody_is_asked(
+    served: Served, capsys: pytest.CaptureFixture[str]
+):
+    with served.client() as service:
+        run = service.create_lora_training_client("qwen3", rank=2, seed=1).result()
+    for words, reason in (
+        (("--run", "nosuch"), "training run 'nosuch' does not exist"),
+        (("--checkpoints", "nosuch"), "training run 'nosuch' does not exist"),
+        (("--cancel", "nosuch"), "training run 'nosuch' does not exist"),
+        (("--delete-checkpoint", "nosuch"), "Invalid tinker path: nosuch"),
+        (
+            ("--delete-checkpoint", f"tinker://{run.model_id}/weights/a"),
+            f"there is no checkpoint tinker://{run.model_id}/weights/a; --checkpoints",
+        ),
+        (("--cancel", run.model_id, "--yes"), "has ended: there is nothing to stop"),
+    ):
+        capsys.readouterr()
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert f"tinker_runs: {reason}" in said or f"{run.model_id} {reason}" in said
+        assert "Error code" not in said
+
+
 class AnswersAll(BaseHTTPRequestHandler):
     """A service that is none of Tinsmith's."""
 
