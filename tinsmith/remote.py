@@ -5,7 +5,9 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
+from threading import Thread
 from urllib.parse import urlsplit
 
 import tinker
@@ -82,7 +84,7 @@ def check_hosted(model_names: Sequence[str]) -> None:
             " choose backend.kind: local (config.yaml: backend.kind, or TINKER_BACKEND)"
         )
     try:
-        capabilities = rest_client().get_server_capabilities().result(timeout=HOSTED_TIMEOUT_S)
+        capabilities = _capabilities().result(timeout=HOSTED_TIMEOUT_S)
     except (tinker.TinkerError, TimeoutError) as error:
         raise TinsmithError(
             f"the hosted service cannot be used: {str(error) or 'it does not answer'}; check"
@@ -95,6 +97,21 @@ def check_hosted(model_names: Sequence[str]) -> None:
                 f"the hosted service must offer {name!r} (config.yaml: model.name), and does not"
                 f"{nearest(name, offered)}"
             )
+
+
+def _capabilities() -> Future[tinker.types.GetServerCapabilitiesResponse]:
+    """What the service offers, asked in a thread: where nobody answers, the SDK tries for minutes
+    before it has made its client."""
+    answer: Future[tinker.types.GetServerCapabilitiesResponse] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(rest_client().get_server_capabilities().result())
+        except Exception as error:  # raised where the answer is awaited
+            answer.set_exception(error)
+
+    Thread(target=ask, daemon=True).start()
+    return answer
 
 
 def past_proxies() -> dict[str, str]:

@@ -228,6 +228,17 @@ def test_a_model_that_the_hosted_service_does_not_offer_is_said_before_any_work(
         check_hosted([HUB_NAME])
 
 
+def test_a_hosted_service_that_does_not_answer_is_said_before_the_sdk_gives_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its client alone, made where nobody listens, tries for minutes."""
+    monkeypatch.setenv("TINKER_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("TINKER_API_KEY", "tml-test")
+    monkeypatch.setattr("tinsmith.remote.HOSTED_TIMEOUT_S", 1)
+    with pytest.raises(TinsmithError, match="cannot be used: it does not answer; check TINKER_API"):
+        check_hosted(())
+
+
 def test_a_key_over_plain_http_is_only_for_this_host() -> None:
     assert sends_key_in_clear("http://node:8000")
     assert not sends_key_in_clear("https://node:8000")
