@@ -189,6 +189,27 @@ def test_accuracies_and_paired_differences_are_pooled_over_the_seeds(
         assert said in page
 
 
+def test_the_accuracy_of_one_run_has_the_interval_of_its_evaluation(
+    settings: ReportSettings,
+) -> None:
+    pooled = read_results(settings).best
+    one = replace(pooled, runs=pooled.runs[:1])
+    found = one.accuracy("grpo")
+    assert (found.mean, found.low, found.high) == pytest.approx((16 / 20, 15 / 20, 17 / 20))
+
+
+@pytest.mark.parametrize(("is_right", "bound"), [(True, "low"), (False, "high")])
+def test_an_accuracy_of_all_or_none_still_has_an_interval(
+    is_right: bool, bound: str, settings: ReportSettings
+) -> None:
+    best = read_results(settings).best
+    rows = [row | {"is_right": is_right} for row in samples("grpo", 0)]
+    same = replace(best, runs=tuple(replace(run, samples={"grpo": rows}) for run in best.runs))
+    # Wilson (1927) of 20 of 20: z^2 / (20 + z^2) = 0.1611 from the end.
+    far = 1 - 0.1611 if is_right else 0.1611
+    assert getattr(same.accuracy("grpo"), bound) == pytest.approx(far, abs=1e-4)
+
+
 def test_charts_take_their_colours_from_the_page_and_their_stand_ins_are_gone(
     settings: ReportSettings,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tinsmith.config import Config, ReportSettings
 from tinsmith.runs import BASE
-from tinsmith.statistics import Interval, bootstrap_mean
+from tinsmith.statistics import Interval, bootstrap_mean, wilson
 
 Row = dict[str, Any]
 
@@ -39,8 +39,15 @@ class Variant:
     swept: Row
 
     def accuracy(self, stage: str) -> Interval:
-        """Over the problems, each with its mean over samples and seeds."""
-        return bootstrap_mean(list(self._shares(stage).values()), seed=0)
+        """Over the problems, each with its mean over samples and seeds; of a single run as its
+        evaluation and its model card have it."""
+        if len(self.runs) == 1:
+            found = self.runs[0].evaluations[stage]
+            return Interval(*(found[f"accuracy{end}"] for end in ("", "_low", "_high")))
+        shares = list(self._shares(stage).values())
+        if set(shares) in ({0.0}, {1.0}):  # nothing to draw from
+            return wilson(round(sum(shares)), len(shares))
+        return bootstrap_mean(shares, seed=0)
 
     def difference(self, stage: str, earlier: str) -> Interval:
         """The paired change of each problem's share of right samples, pooled over the seeds."""
