@@ -98,9 +98,9 @@ def _command(settings: InspectSettings, model: str, heldout: Path, logs: Path) -
     if task.limit is not None:
         command.append(f"--limit={task.limit}")
     for name, value in task.arguments.items():
-        file = heldout if value == HELD_OUT else Path(str(value))
+        named = str(heldout if value == HELD_OUT else value)
         # Inspect reads files from the folder of the task.
-        command += ["-T", f"{name}={file.resolve() if file.is_file() else value}"]
+        command += ["-T", f"{name}={os.path.abspath(named) if os.path.isfile(named) else named}"]
     return command
 
 

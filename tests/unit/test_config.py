@@ -86,6 +86,11 @@ def test_a_resolved_config_is_itself_valid() -> None:
         (recipe(arguments={"seed": 3}), "stages[0].arguments.seed must be left out: seeds are"),
         (recipe(arguments={"a b": 3}), "stages[0].arguments.a b must be an argument's name"),
         (recipe(arguments={"teacher": "{sft.state}"}), "must name an earlier stage, got '{sft.st"),
+        (
+            recipe(arguments={"a": [1, "{sft.sampler}"]}),
+            "arguments.a[1] must name an earlier stage",
+        ),
+        (recipe(arguments={"a": ["b", "c,d"]}), "stages[0].arguments.a[1] must be without a comma"),
         (recipe(reads=["sft"]), "stages[0].reads must list earlier stages of kind 'cookbook'"),
         (recipe(recipe="a b"), "stages[0].recipe must be a module's name, like chat_sl.train"),
         (recipe() | {"container": True}, "container must be false with stages[0].kind 'cookbook'"),

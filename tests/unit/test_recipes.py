@@ -1,16 +1,24 @@
 """What is known of a recipe before it runs, and what it leaves."""
 
 import json
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tests.configs import config
 from tinsmith.checkpoints import Checkpoint, Paths
-from tinsmith.config import Backend, Cookbook, CookbookSettings, Lora
+from tinsmith.config import Backend, Cookbook, CookbookSettings, Lora, check
 from tinsmith.cookbook.command import recipe_arguments
 from tinsmith.cookbook.logs import find_log, last_checkpoint, read_metrics
+from tinsmith.cookbook.plan import CookbookPlan
 from tinsmith.cookbook.recipes import find_recipe
 from tinsmith.errors import TinsmithError
+from tinsmith.runs import expand
+
+ROOT = Path(__file__).parents[2]
+RECIPE = {"kind": "cookbook", "recipe": "mine.train"}
 
 OWN = """
 import chz
@@ -80,6 +88,52 @@ def test_tinsmith_gives_what_a_recipe_takes_and_fills_in_what_stands_for_somethi
         "nested.b=Org/Name",
         "nested.c=1e-05",
     ]
+
+
+def test_what_stands_for_something_in_a_list_is_filled_in_too(packages: Path) -> None:
+    told = settings(arguments={"nested.a": ["{old.state}", "x", "{model}"], "nested.b": []})
+    recipe = find_recipe("mine.train", packages)
+    said = recipe_arguments(recipe, told, None, {"old": checkpoint("old")}, Path("log"))
+    assert said[-2:] == ["nested.a=tinker://old/weights/final,x,Org/Name", "nested.b="]
+
+
+READS = """
+import chz
+
+@chz.chz
+class Config:
+    files: list[str]
+    steps: tuple[int, ...]
+    rates: list[float] | None = None
+    model_name: str
+
+found = chz.entrypoint(Config)
+assert (found.files, found.steps, found.rates) == (["a b", "c"], (1, 2), [1e-5]), found
+"""
+
+
+def test_a_recipe_reads_lists_and_tuples_as_the_config_has_them(packages: Path) -> None:
+    """By chz itself, in the environment of the recipes."""
+    python = ROOT / ".venvs/cookbook/bin/python"
+    if not python.exists():
+        pytest.skip(f"{python} is missing; make cookbook makes it")
+    Path("mine/lists.py").write_text(READS)
+    arguments = {"files": ["a b", "c"], "steps": [1, 2], "rates": [1e-5]}
+    told = settings(recipe="mine.lists", arguments=arguments)
+    recipe = find_recipe("mine.lists", packages)
+    said = recipe_arguments(recipe, told, None, {}, Path("log"))
+    subprocess.run([python, "mine/lists.py", *said], check=True, timeout=120)
+
+
+def test_the_rule_reads_checkpoints_and_files_that_stand_in_lists(packages: Path) -> None:
+    Path("a.jsonl").touch()
+    long = "word " * 1000  # more than a file's name can be
+    given = {"sets": ["a.jsonl", "b.jsonl", 3], "prompt": long, "teachers": ["x", "{sft.state}"]}
+    stages = [{"kind": "supervised", "steps": 1, "name": "sft"}, RECIPE | {"arguments": given}]
+    plan = CookbookPlan(expand(check(config(stages=stages))))
+    wildcards = SimpleNamespace(run="seed=0", stage="cookbook")
+    assert plan.files(wildcards) == ["mine/train.py", "a.jsonl"]
+    assert plan.checkpoints(wildcards) == ["results/seed=0/sft/checkpoint.json"]
 
 
 def test_a_module_without_arguments_is_no_recipe(packages: Path) -> None:

@@ -47,10 +47,25 @@ class Cookbook(Section):
                 raise ValueError(
                     f"arguments.{name} must be an argument's name, parts of it joined by dots"
                 )
+        for place, text in self.texts().items():
+            if place not in self.arguments and "," in text:
+                raise ValueError(
+                    f"arguments.{place} must be without a comma, which parts the items of a list on"
+                    f" a recipe's command line, got {text!r}"
+                )
         return self
 
+    def texts(self) -> dict[str, str]:
+        """Every text among the arguments, those in lists too, by where it stands: key or key[i]."""
+        found: dict[str, str] = {}
+        for key, value in self.arguments.items():
+            places = {key: value}
+            if isinstance(value, list):
+                places = {f"{key}[{index}]": item for index, item in enumerate(value)}
+            found |= {place: text for place, text in places.items() if isinstance(text, str)}
+        return found
+
     def references(self) -> dict[str, str]:
-        """The stages that arguments name by {stage.state} or {stage.sampler}, by the argument."""
-        texts = {key: value for key, value in self.arguments.items() if isinstance(value, str)}
-        found = {key: REFERENCE.fullmatch(value) for key, value in texts.items()}
-        return {key: match[1] for key, match in found.items() if match}
+        """The stages that arguments name by {stage.state} or {stage.sampler}, by the place."""
+        found = {place: REFERENCE.fullmatch(text) for place, text in self.texts().items()}
+        return {place: match[1] for place, match in found.items() if match}

@@ -222,7 +222,7 @@ def _lack(config: Config, stage: Cookbook, index: int) -> str | None:
         if name not in earlier:
             return (
                 f"stages[{index}].arguments.{key} must name an earlier stage, got"
-                f" {stage.arguments[key]!r}{nearest(name, earlier)}"
+                f" {stage.texts()[key]!r}{nearest(name, earlier)}"
             )
     for name in stage.reads:
         if not isinstance(earlier.get(name), Cookbook):

@@ -16,7 +16,8 @@ def recipe_arguments(
     earlier: Mapping[str, Checkpoint],
     log_path: Path,
 ) -> list[str]:
-    """key=value for each argument; whatever the recipe cannot take is refused.
+    """key=value for each argument, the items of a list parted by commas, as chz reads lists and
+    tuples; whatever the recipe cannot take is refused.
 
     `previous` is the checkpoint to start from, if any; `earlier` are those of the stages that the
     arguments name.
@@ -40,6 +41,8 @@ def recipe_arguments(
 
 def _resolved(value: object, model_name: str, earlier: Mapping[str, Checkpoint]) -> object:
     """What stands for an earlier checkpoint or the model's name, replaced."""
+    if isinstance(value, list):
+        return ",".join(str(_resolved(item, model_name, earlier)) for item in value)
     if value == MODEL_NAME:
         return model_name
     if isinstance(value, str) and (match := REFERENCE.fullmatch(value)):

@@ -1,5 +1,6 @@
 """What the rule train_cookbook asks of the config, answered by wildcards."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,9 @@ class CookbookPlan:
         """The files that the recipe's arguments name, and its own where it is the user's."""
         stage = self._stage(wildcards)
         own = Path(*stage.recipe.split(".")).with_suffix(".py")
-        named = [str(own), *(v for v in stage.arguments.values() if isinstance(v, str))]
-        return [name for name in named if name and Path(name).is_file()]
+        named = dict.fromkeys([str(own), *stage.texts().values()])
+        # Not Path.is_file, which fails on a text that is too long for a name.
+        return [name for name in named if os.path.isfile(name)]
 
     def _stages(self) -> Iterator[tuple[RunConfig, int, Cookbook]]:
         for run in self.runs.values():

@@ -1,8 +1,8 @@
 """What the rule inspect_stage asks of the config, answered by wildcards."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tinsmith.config import InspectTask
@@ -26,7 +26,7 @@ class InspectPlan:
         """The file that defines the task, where it is the user's, and those that arguments name."""
         task = self._task(wildcards)
         named = [task.task.partition("@")[0], *map(str, task.arguments.values())]
-        return [name for name in named if Path(name).is_file()]
+        return [name for name in named if os.path.isfile(name)]
 
     def _task(self, wildcards: Any) -> InspectTask:
         return self.runs[wildcards.run].inspect_task(wildcards.evaluation)
