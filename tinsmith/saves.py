@@ -60,6 +60,25 @@ def write_saved(path: Path, saved: Sequence[Saved]) -> None:
     write_text(path, "".join(f"{json.dumps(asdict(one))}\n" for one in saved))
 
 
+def clear(progress: Progress, rest: tinker.RestClient) -> list[str]:
+    """Remove what earlier attempts at the stage saved and no record names, because they were killed
+    before that, or were to be forgotten; which of their runs may still have something."""
+    recorded = progress.paths()
+    runs = []
+    for run in progress.runs:
+        try:
+            found = {one.tinker_path for one in rest.list_checkpoints(run).result().checkpoints}
+        except tinker.NotFoundError:
+            continue
+        except tinker.TinkerError as error:
+            logger.warning("the checkpoints of %s could not be listed: %s", run, error)
+            runs.append(run)  # for another try
+            continue
+        if _remove(found - recorded, rest) or found & recorded:
+            runs.append(run)
+    return runs
+
+
 class Saves:
     """The checkpoints of a running stage. Each is recorded once the backend has written it; those
     that it puts out of use are removed after that."""
@@ -76,7 +95,7 @@ class Saves:
         self._options = options
         self._settings = settings
         self._training_client = training_client
-        runs = (*_cleared(progress), training_client.model_id)
+        runs = (*clear(progress, rest_client()), training_client.model_id)
         self._progress = replace(progress, runs=runs)
         write_progress(folder, self._progress)
         self._saved_s = time.monotonic()
@@ -113,7 +132,7 @@ class Saves:
         self._progress = replace(before, saved=saved, snapshots=dict(snapshots))
         write_progress(self._folder, self._progress)
         self._saved_s = time.monotonic()
-        _remove(before.paths() - self._progress.paths())
+        _remove(before.paths() - self._progress.paths(), rest_client())
         return saved[-1]
 
     def final(self, accuracy: float | None) -> Saved:
@@ -134,27 +153,13 @@ def _accuracy(one: Saved) -> float:
     return one.validation_accuracy
 
 
-def _cleared(progress: Progress) -> list[str]:
-    """Remove what earlier attempts at the stage saved and no record names, because they were killed
-    before that, or were to be forgotten; which of their runs still have something."""
-    rest, recorded = rest_client(), progress.paths()
-    runs = []
-    for run in progress.runs:
-        try:
-            found = {one.tinker_path for one in rest.list_checkpoints(run).result().checkpoints}
-        except tinker.TinkerError as error:
-            logger.warning("the checkpoints of %s could not be listed: %s", run, error)
-            continue
-        _remove(found - recorded)
-        if found & recorded:
-            runs.append(run)
-    return runs
-
-
-def _remove(paths: set[str]) -> None:
-    rest = rest_client()
+def _remove(paths: set[str], rest: tinker.RestClient) -> set[str]:
+    """Those that could not be removed."""
+    left = set()
     for path in sorted(paths):
         try:
             rest.delete_checkpoint_from_tinker_path(path).result()
         except tinker.TinkerError as error:
             logger.warning("the checkpoint %s could not be removed: %s", path, error)
+            left.add(path)
+    return left

@@ -1,12 +1,17 @@
 """When a stage saves a checkpoint, and which of them it keeps."""
 
+from concurrent.futures import Future
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
+import httpx
 import pytest
+import tinker
 
 from tinsmith.config import Checkpoints, Supervised
-from tinsmith.progress import Kind, Saved
-from tinsmith.saves import is_save_due, retained
+from tinsmith.progress import Kind, Progress, Saved
+from tinsmith.saves import clear, is_save_due, retained
 
 
 def saved(*accuracies: float | None, kind: Kind = "periodic") -> list[Saved]:
@@ -70,3 +75,55 @@ def test_a_checkpoint_that_was_saved_as_the_best_goes_when_another_is_better():
 def test_the_final_checkpoint_stays_beside_the_best_and_the_last_periodic_one():
     last = replace(saved(0.9, 0.1, 0.4)[-1], kind="final")
     assert kept(retained([*saved(0.9, 0.1), last], Checkpoints())) == [1, 2, 3]
+
+
+class Rest:
+    """Stands in for the service: what each run has, or why that cannot be said."""
+
+    def __init__(self, runs: dict[str, list[str] | Exception], sticky: str = "") -> None:
+        self.runs, self.sticky = runs, sticky
+
+    def list_checkpoints(self, run: str) -> Future[Any]:
+        found = self.runs[run]
+        if isinstance(found, Exception):
+            return done(found)
+        listed = [SimpleNamespace(tinker_path=path) for path in found]
+        return done(SimpleNamespace(checkpoints=listed))
+
+    def delete_checkpoint_from_tinker_path(self, path: str) -> Future[Any]:
+        if path == self.sticky:
+            return done(LOST)
+        for paths in self.runs.values():
+            if isinstance(paths, list) and path in paths:
+                paths.remove(path)
+        return done(None)
+
+
+def done(result: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
+    return future
+
+
+ASKED = httpx.Request("GET", "http://service")
+LOST = tinker.APIConnectionError(request=ASKED)
+UNKNOWN = tinker.NotFoundError("gone", response=httpx.Response(404, request=ASKED), body=None)
+
+
+def test_what_no_record_names_is_removed_and_its_run_forgotten():
+    rest = Rest({"a": ["state-1", "left"], "b": ["left-b"], "c": UNKNOWN})
+    progress = Progress("", saved=tuple(saved(None)), runs=("a", "b", "c"))
+    assert clear(progress, cast("Any", rest)) == ["a"]
+    assert rest.runs == {"a": ["state-1"], "b": [], "c": UNKNOWN}
+
+
+def test_a_run_that_could_not_be_listed_or_cleared_is_kept_for_another_try():
+    rest = Rest({"a": LOST, "b": ["stuck"], "c": []}, sticky="stuck")
+    progress = Progress("", runs=("a", "b", "c"))
+    assert clear(progress, cast("Any", rest)) == ["a", "b"]
+    rest = Rest({"a": ["left"], "b": ["stuck"]})
+    assert clear(replace(progress, runs=("a", "b")), cast("Any", rest)) == []
+    assert rest.runs == {"a": [], "b": []}
