@@ -98,6 +98,14 @@ def test_a_resolved_config_is_itself_valid() -> None:
             recipe() | {"trackers": [{"kind": "tensorboard"}]},
             "trackers must be left out where every stage is of kind 'cookbook'",
         ),
+        (
+            recipe() | {"monitors": [{"metric": "kl_nats", "above": 1}]},
+            "monitors must be left out where every stage is of kind 'cookbook': nothing watches",
+        ),
+        (
+            recipe() | {"checkpoints": {"keep_last": 3}},
+            "every stage is of kind 'cookbook': a recipe saves as its own `arguments` say",
+        ),
         (recipe() | {"lora": {"train_mlp": False}}, "train_unembed must be true with stages[0]"),
         (["model"], "the config must be a mapping of sections, got ['model']"),
         (None, "the config must be a mapping of sections, got None"),

@@ -32,6 +32,15 @@ from tinsmith.errors import nearest
 from tinsmith.tiny.limits import refusal
 
 RESERVED_NAMES = ("base", "export")
+# Sections for stages whose loop is Tinsmith's own, and what recipes have in their place.
+_OF_OWN_STAGES = {
+    "monitors": "nothing watches the metrics of a recipe, which go to metrics.jsonl",
+    "checkpoints": (
+        "a recipe saves as its own `arguments` say, save_every in most, and goes on where it was"
+        " cut off"
+    ),
+    "trackers": "the metrics of a recipe go to metrics.jsonl alone",
+}
 
 
 class Config(Section):
@@ -90,11 +99,18 @@ class Config(Section):
                 "trackers must be left out with container, whose images hold none of them, got"
                 f" {', '.join(kinds)}"
             )
-        if kinds and all(isinstance(stage, Cookbook) for stage in self.stages):
-            raise ValueError(
-                "trackers must be left out where every stage is of kind 'cookbook', whose"
-                f" metrics go to metrics.jsonl alone, got {', '.join(kinds)}"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _recipes_alone_have_no_settings_of_other_stages(self) -> "Config":
+        if not all(isinstance(stage, Cookbook) for stage in self.stages):
+            return self
+        for key, instead in _OF_OWN_STAGES.items():
+            value, default = getattr(self, key), type(self).model_fields[key].default
+            if value != default:
+                raise ValueError(
+                    f"{key} must be left out where every stage is of kind 'cookbook': {instead}"
+                )
         return self
 
     @model_validator(mode="after")
