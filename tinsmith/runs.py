@@ -95,61 +95,39 @@ class RunConfig:
 
     def train_settings(self, stage: str) -> TrainSettings | CookbookSettings:
         config, of_stage = self.config, self.stage(stage)
+        told = {**self._common(), "stage": of_stage, "lora": config.lora}
         if isinstance(of_stage, Cookbook):
-            return CookbookSettings(
-                run=self.name,
-                seed=self.seed,
-                model_name=self.model_name,
-                stage=of_stage,
-                lora=config.lora,
-                backend=config.backend,
-            )
-        return TrainSettings(
-            run=self.name,
-            seed=self.seed,
-            model_name=self.model_name,
-            stage=of_stage,
-            task=config.task,
-            paradigm=config.paradigm,
-            lora=config.lora,
-            backend=config.backend,
-        )
+            return CookbookSettings(**told)
+        return TrainSettings(**told, task=config.task, paradigm=config.paradigm)
 
     def evaluate_settings(self, stage: str) -> EvaluateSettings:
         config = self.config
         return EvaluateSettings(
-            run=self.name,
-            seed=self.seed,
-            model_name=self.model_name,
+            **self._common(),
             stage=stage,
             task=config.task,
             paradigm=config.paradigm,
             evaluation=config.evaluation,
-            backend=config.backend,
         )
 
     def inspect_task(self, name: str) -> InspectTask:
         return next(task for task in self.config.inspect if task.name == name)
 
     def inspect_settings(self, stage: str, evaluation: str) -> InspectSettings:
-        return InspectSettings(
-            run=self.name,
-            seed=self.seed,
-            model_name=self.model_name,
-            stage=stage,
-            task=self.inspect_task(evaluation),
-            backend=self.config.backend,
-        )
+        return InspectSettings(**self._common(), stage=stage, task=self.inspect_task(evaluation))
 
     def export_settings(self) -> ExportSettings:
-        return ExportSettings(
-            run=self.name,
-            seed=self.seed,
-            model_name=self.model_name,
-            stage=self.config.stages[-1].name,
-            task=self.config.task,
-            backend=self.config.backend,
-        )
+        config = self.config
+        return ExportSettings(**self._common(), stage=config.stages[-1].name, task=config.task)
+
+    def _common(self) -> dict[str, Any]:
+        """What every job of the run is told."""
+        return {
+            "run": self.name,
+            "seed": self.seed,
+            "model_name": self.model_name,
+            "backend": self.config.backend,
+        }
 
     def work_dir(self, stage: str) -> str:
         """Where a running stage keeps its progress; another setting anywhere before is another."""
