@@ -14,9 +14,9 @@ from tinsmith.config import ExportSettings
 from tinsmith.errors import TinsmithError
 from tinsmith.export import (
     Precision,
-    backend_precision,
     check_adapter,
     check_merged,
+    compared_precision,
     tolerance,
     write_adapter,
     write_merged,
@@ -55,7 +55,7 @@ def main() -> None:
         settings: ExportSettings = args.settings
         checkpoint = Checkpoint.read(args.checkpoint)
         _check_digest(args.weights, checkpoint)
-        precision = backend_precision(settings.backend)
+        precision = compared_precision(backend_of(args), settings.model_name)
         base = base_reference(settings.model_name, args.model)
         run = args.checkpoint.parent.parent
         story = read_run(run), base, read_evaluation(run / BASE)

@@ -5,6 +5,7 @@ compared with the ones that the backend samples from.
 """
 
 import json
+import logging
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -20,9 +21,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from tinsmith import config
 from tinsmith.errors import TinsmithError
 from tinsmith.files import new_directory, write_json
+from tinsmith.remote import served_dtype
 
 FLOAT32_MAX_DIFFERENCE = 1e-4
 BFLOAT16_MEAN_DIFFERENCE = 0.05
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,23 @@ def backend_precision(backend: config.Backend) -> Precision:
         return Precision(device, getattr(torch, backend.dtype))
     is_exact = device == "cpu" and backend.kind != "hosted"
     return Precision(device, torch.float32 if is_exact else torch.bfloat16)
+
+
+def compared_precision(backend: config.Backend, model_name: str) -> Precision:
+    """The precision that the backend's log-probabilities are compared in: what a server that runs
+    elsewhere says that it computes in, for that another machine's `auto` may mean."""
+    stated = None
+    if backend.kind == "remote" and backend.url is not None:
+        stated = served_dtype(backend.url.rstrip("/"), model_name)
+    if stated is None:
+        return backend_precision(backend)
+    if backend.dtype not in ("auto", stated):
+        raise TinsmithError(
+            f"backend.dtype must be {stated!r}, in which the server at {backend.url} computes"
+            f" {model_name}, or be left out, got {backend.dtype!r}: the export is compared in it"
+        )
+    logger.info("the server at %s computes in %s: the export is too", backend.url, stated)
+    return backend_precision(backend.model_copy(update={"dtype": stated}))
 
 
 def write_adapter(weights: Path, target: Path, base_model: str, card: str) -> None:

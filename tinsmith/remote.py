@@ -1,6 +1,7 @@
 """A server that somebody started elsewhere, or the hosted service: found, asked for its models, or
 refused."""
 
+import json
 import os
 import urllib.error
 import urllib.request
@@ -57,22 +58,16 @@ def check_remote(url: str) -> str:
             f"{KEY} must be set for backend.kind 'remote': the key that the server at {url} was"
             " started with"
         )
-    # A proxy of the environment is for other hosts than this one itself.
-    handlers = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
-    opener = urllib.request.build_opener(*handlers)
     for path in ("/readyz", "/metrics"):  # the second wants the key
-        request = urllib.request.Request(f"{url}{path}", headers={"X-API-Key": key})
-        try:
-            opener.open(request, timeout=TIMEOUT_S).close()
-        except urllib.error.HTTPError as error:
-            raise TinsmithError(_refused(url, error)) from error
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise TinsmithError(
-                f"no server answers at backend.url {url}: {reason}; start it (tinsmith serve), or"
-                " correct the address"
-            ) from error
+        _get(url, path, key)
     return key
+
+
+def served_dtype(url: str, model_name: str) -> str | None:
+    """What the server at `url` says that it computes a model in; None if it does not say."""
+    answer = json.loads(_get(url, "/api/v1/get_server_capabilities", check_remote(url)))
+    models = {model["model_name"]: model for model in answer["supported_models"]}
+    return models.get(model_name, {}).get("dtype")
 
 
 def check_hosted(model_names: Sequence[str]) -> None:
@@ -125,6 +120,24 @@ def past_proxies() -> dict[str, str]:
 def sends_key_in_clear(url: str) -> bool:
     """Whether who listens on the network reads the key and everything else."""
     return urlsplit(url).scheme == "http" and not _is_loopback(url)
+
+
+def _get(url: str, path: str, key: str) -> bytes:
+    # A proxy of the environment is for other hosts than this one itself.
+    handlers = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
+    opener = urllib.request.build_opener(*handlers)
+    request = urllib.request.Request(f"{url}{path}", headers={"X-API-Key": key})
+    try:
+        with opener.open(request, timeout=TIMEOUT_S) as answer:
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        raise TinsmithError(_refused(url, error)) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise TinsmithError(
+            f"no server answers at backend.url {url}: {reason}; start it (tinsmith serve), or"
+            " correct the address"
+        ) from error
 
 
 def _is_loopback(url: str) -> bool:

@@ -26,6 +26,7 @@ from tinsmith.export import (
     backend_precision,
     check_adapter,
     check_merged,
+    compared_precision,
     write_adapter,
     write_merged,
 )
@@ -85,6 +86,35 @@ def test_an_export_is_compared_in_the_numbers_that_its_backend_computes_in():
         assert backend_precision(backend) == Precision("cpu", dtype)
         backend = Backend.model_validate({"kind": kind, "device": "cpu", "dtype": "float32"})
         assert backend_precision(backend) == FLOAT32
+
+
+def test_an_export_of_a_remote_server_is_compared_in_the_dtype_that_it_states(
+    llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A server in bfloat16, seen from a machine whose own `auto` is float32: there the same export
+    is beyond the bound, by what the server's rounding comes to."""
+    monkeypatch.setenv("TINKER_API_KEY", KEY)
+    tokens = [random_tokens(seed, 24) for seed in range(4)]
+    with serving(llama_dir, tmp_path / "store", threads=1, dtype="bfloat16") as served:
+        remote = {"kind": "remote", "url": served.base_url, "device": "cpu"}
+        precision = compared_precision(Backend.model_validate(remote), "qwen3")
+        with pytest.raises(
+            TinsmithError, match=r"backend.dtype must be 'bfloat16'.* got 'float32'"
+        ):
+            compared_precision(Backend.model_validate(remote | {"dtype": "float32"}), "qwen3")
+        monkeypatch.setenv("TINKER_BASE_URL", served.base_url)
+        with served.client() as service:
+            client = service.create_lora_training_client("qwen3", rank=4, seed=1).result()
+            train_on_noise(client, 3)
+            fetch_weights(client, "final", tmp_path / "weights")
+            sampler = client.save_weights_and_get_sampling_client().result()
+            expected = [prompt_logprobs(sampler, one) for one in tokens]
+    write_adapter(tmp_path / "weights", tmp_path / "adapter", str(llama_dir), "card")
+    export = (llama_dir, tmp_path / "adapter", tokens, expected)
+    assert precision == Precision("cpu", torch.bfloat16)
+    assert check_adapter(*export, precision).mean_difference <= 0.05
+    with pytest.raises(TinsmithError, match=r"must agree with the backend: max_difference"):
+        check_adapter(*export, FLOAT32)
 
 
 def test_an_adapter_knows_its_base_and_both_have_a_card(exports: Exports):

@@ -78,6 +78,8 @@ def _add_client_routes(api: APIRouter, core: Core) -> None:
                 "max_context_length": base.context_length,
                 "trainable": True,
                 "sampleable": True,
+                # Not of the SDK, which leaves it out: what its log-probabilities are compared in.
+                "dtype": str(base.dtype).removeprefix("torch."),
             }
             for name, base in core.bases.items()
         ]
