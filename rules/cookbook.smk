@@ -1,26 +1,3 @@
-rule make_cookbook:
-    """The environment that recipes run in, as `make cookbook` makes it; made once."""
-    input:
-        pins=ancient("envs/cookbook.txt"),
-    output:
-        stamp=".venvs/cookbook/stamp",
-    log:
-        "logs/make_cookbook.log",
-    benchmark:
-        "logs/make_cookbook.tsv"
-    localrule: True
-    container:
-        PLAN.container.outside
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime=60,
-    shell:
-        "python -m venv .venvs/cookbook > {log:q} 2>&1"
-        " && envs/install.sh .venvs/cookbook/bin/python {input.pins:q} >> {log:q} 2>&1"
-        " && touch {output.stamp:q}"
-
-
 rule train_cookbook:
     """Run a recipe of the tinker-cookbook from the checkpoint before it (tinsmith/cookbook/).
 

@@ -1,27 +1,3 @@
-rule make_inspect:
-    """The environment of Inspect AI, as `make inspect` makes it; made once."""
-    input:
-        pins=ancient("envs/inspect.txt"),
-    output:
-        stamp=".venvs/inspect/stamp",
-    log:
-        "logs/make_inspect.log",
-    benchmark:
-        "logs/make_inspect.tsv"
-    localrule: True
-    container:
-        PLAN.container.outside
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime=60,
-    shell:
-        "(python -m venv .venvs/inspect"
-        " && PIP_NO_DEPS=1 PIP_NO_COMPILE=1"
-        " envs/install.sh .venvs/inspect/bin/python {input.pins:q}"
-        " && touch {output.stamp:q}) > {log:q} 2>&1"
-
-
 rule inspect_stage:
     """Evaluate a stage, or the base, by a task of Inspect AI (tinsmith/inspection/)."""
     input:

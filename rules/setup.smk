@@ -28,3 +28,28 @@ rule check_setup:
         " --setup {output.setup:q}"
         " --log {log:q}"
         " --metadata {output.metadata:q}"
+
+
+rule make_environment:
+    """The environment of the recipes or of Inspect AI, as `make` makes it; made once."""
+    input:
+        pins=ancient("envs/{environment}.txt"),
+    output:
+        stamp=".venvs/{environment}/stamp",
+    log:
+        "logs/make_{environment}.log",
+    benchmark:
+        "logs/make_{environment}.tsv"
+    wildcard_constraints:
+        environment="cookbook|inspect",
+    localrule: True
+    container:
+        PLAN.container.outside
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    shell:
+        "python -m venv .venvs/{wildcards.environment} > {log:q} 2>&1"
+        " && envs/install.sh .venvs/{wildcards.environment}/bin/python {input.pins:q} >> {log:q} 2>&1"
+        " && touch {output.stamp:q}"

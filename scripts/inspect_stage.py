@@ -14,11 +14,11 @@ from tinsmith.config.inspection import HELD_OUT
 from tinsmith.errors import TinsmithError
 from tinsmith.files import write_json
 from tinsmith.gpus import assigned_gpus
+from tinsmith.inspection.plan import ENVIRONMENT
 from tinsmith.inspection.results import summarise
 from tinsmith.job import add_resources, backend_of, job, settings_of
 from tinsmith.serving import connect
 
-PROGRAM = Path(".venvs/inspect/bin/inspect")
 # What Inspect takes the service for, whose address and key it finds in variables of that name.
 SERVICE = "tinsmith"
 MAX_CONNECTIONS = 64
@@ -40,8 +40,7 @@ def main() -> None:
         seeds={"run": args.settings.seed},
     ):
         settings: InspectSettings = args.settings
-        if not PROGRAM.exists():
-            raise TinsmithError(f"{PROGRAM} must be there; `make inspect` installs it")
+        ENVIRONMENT.find_packages()
         log = _run_task(args, settings)
         task = settings.task
         write_json(args.samples, log)
@@ -90,7 +89,12 @@ def _run_task(args: argparse.Namespace, settings: InspectSettings) -> dict[str, 
 
 def _command(settings: InspectSettings, model: str, heldout: Path, logs: Path) -> list[str]:
     task = settings.task
-    command = [str(PROGRAM), "eval", task.task, f"--model=openai-api/{SERVICE}/{model}"]
+    command = [
+        str(ENVIRONMENT.folder / "bin" / "inspect"),
+        "eval",
+        task.task,
+        f"--model=openai-api/{SERVICE}/{model}",
+    ]
     command += [f"--log-dir={logs}", "--log-format=json", "--display=plain"]
     command += [f"--temperature={task.temperature}", f"--max-tokens={task.max_tokens}"]
     command += [f"--seed={settings.seed}", f"--max-connections={MAX_CONNECTIONS}"]

@@ -21,8 +21,8 @@ from tinsmith.checkpoints import (
     resume_training_client,
 )
 from tinsmith.config import Checkpoints, MonitorSettings, TrackerSettings, TrainSettings
-from tinsmith.files import new_directory, write_json
-from tinsmith.final_checkpoint import best_of, describe_final, example_of, summary
+from tinsmith.files import new_directory
+from tinsmith.final_checkpoint import best_of, example_of, write_final
 from tinsmith.frozen import FrozenModels
 from tinsmith.gpus import assigned_gpus
 from tinsmith.interruption import deferred_sigterm
@@ -33,7 +33,7 @@ from tinsmith.opponents import Snapshots, open_snapshots
 from tinsmith.paradigms import make_paradigm, put_in_training
 from tinsmith.problems import read_problems
 from tinsmith.progress import Progress, Saved, begin, fingerprint
-from tinsmith.saves import FINAL, Saves, write_saved
+from tinsmith.saves import FINAL, Saves
 from tinsmith.serving import connect
 from tinsmith.stages import STAGES, StageContext
 from tinsmith.step_files import read_steps, write_metrics, write_step
@@ -202,7 +202,7 @@ def _write_outputs(
     final: Saved,
     saved: Sequence[Saved],
 ) -> None:
-    """The stage's files; checkpoint.json last, because it says that the others are there."""
+    """The stage's files, checkpoint.json last."""
     num_steps = settings.stage.steps
     steps = args.work / "steps"
     title = f"{settings.stage.name}, {settings.run}"
@@ -224,12 +224,8 @@ def _write_outputs(
         checkpoints=Paths(final.state, final.sampler),
         weights_sha256=digest,
     )
-    write_saved(args.saved, saved)
     best, example = best_of(saved, settings.stage.eval_problems), example_of(settings, context)
-    guide = describe_final(checkpoint, best, example, backend_of(args), args.model)
-    write_json(args.info, guide)
-    checkpoint.write(args.checkpoint)
-    logger.info("%s", summary(guide, vars(args)))
+    write_final(vars(args), checkpoint, saved, best, example, backend_of(args), args.model)
 
 
 def _parse() -> argparse.Namespace:

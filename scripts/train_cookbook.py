@@ -16,8 +16,7 @@ from tinsmith.chat import Chat
 from tinsmith.checkpoints import Checkpoint, Paths, explained, fetch_weights
 from tinsmith.child import run_child
 from tinsmith.config import CookbookSettings
-from tinsmith.cookbook.command import recipe_arguments
-from tinsmith.cookbook.environment import LAUNCHER, PYTHON, find_packages
+from tinsmith.cookbook.command import LAUNCHER, recipe_arguments
 from tinsmith.cookbook.logs import (
     CHECKPOINTS,
     FINAL,
@@ -26,12 +25,11 @@ from tinsmith.cookbook.logs import (
     last_checkpoint,
     read_metrics,
 )
-from tinsmith.cookbook.recipes import Recipe, find_recipe
-from tinsmith.files import new_directory, sha256, write_json, write_text
-from tinsmith.final_checkpoint import Example, describe_final, summary
+from tinsmith.cookbook.recipes import ENVIRONMENT, Recipe, find_recipe
+from tinsmith.files import new_directory, sha256, write_text
+from tinsmith.final_checkpoint import Example, write_final
 from tinsmith.gpus import assigned_gpus
 from tinsmith.job import add_resources, backend_of, job, settings_of
-from tinsmith.saves import write_saved
 from tinsmith.serving import connect
 
 # What final_checkpoint_info.json asks and trains with where the config does not say.
@@ -60,7 +58,7 @@ def main() -> None:
 
 
 def _train(args: argparse.Namespace, settings: CookbookSettings) -> None:
-    recipe = find_recipe(settings.stage.recipe, find_packages(args.pins))
+    recipe = find_recipe(settings.stage.recipe, ENVIRONMENT.find_packages())
     runs = _working_folder(args, settings, recipe)
     arguments = recipe_arguments(
         recipe,
@@ -81,8 +79,9 @@ def _train(args: argparse.Namespace, settings: CookbookSettings) -> None:
         logger.info("recipe %s is running; what it says: %s", recipe.module, said)
         environment = os.environ | {"TINKER_COOKBOOK_RUNS_DIR": str(runs.resolve())}
         tokenizer = f"{settings.model_name}={args.model}"
-        command = [str(PYTHON), str(LAUNCHER), tokenizer, recipe.module, *arguments]
-        run_child(command, environment, said, f"recipe {recipe.module}")
+        command = [str(ENVIRONMENT.python), str(LAUNCHER), tokenizer, recipe.module, *arguments]
+        # What some recipes ask, when their log folder is there, is what to do with it.
+        run_child(command, environment, said, f"recipe {recipe.module}", answer="resume\n")
         log = find_log(runs, read, settings.stage.recipe)
         _write_outputs(args, settings, service, log)
 
@@ -106,7 +105,7 @@ def _working_folder(args: argparse.Namespace, settings: CookbookSettings, recipe
 def _write_outputs(
     args: argparse.Namespace, settings: CookbookSettings, service: tinker.ServiceClient, log: Path
 ) -> None:
-    """The stage's files; checkpoint.json last, because it says that the others are there."""
+    """The stage's files, checkpoint.json last."""
     saved, rows = last_checkpoint(log), read_metrics(log)
     write_text(args.metrics, "".join(f"{json.dumps(row)}\n" for row in rows))
     with new_directory(args.recipe) as draft:
@@ -137,12 +136,8 @@ def _write_outputs(
         saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
         validation_accuracy=None,
     )
-    write_saved(args.saved, [final])
     example = _example(settings.stage.arguments, Chat.load(args.model))
-    guide = describe_final(checkpoint, None, example, backend_of(args), args.model)
-    write_json(args.info, guide)
-    checkpoint.write(args.checkpoint)
-    logger.info("%s", summary(guide, vars(args)))
+    write_final(vars(args), checkpoint, [final], None, example, backend_of(args), args.model)
 
 
 def _example(arguments: Mapping[str, object], chat: Chat) -> Example:

@@ -29,10 +29,10 @@ def require_vllm() -> None:
 
 def require_trackers() -> None:
     """Skip where the trackers' environment was not made; `make test` makes it."""
-    from tinsmith.trackers import PYTHON
+    from tinsmith.trackers import ENVIRONMENT
 
-    if not PYTHON.is_file():
-        pytest.skip(f"the trackers are not installed: no {PYTHON}; `make trackers` installs them")
+    if not ENVIRONMENT.python.is_file():
+        pytest.skip(f"there is no {ENVIRONMENT.folder}; `make trackers` installs the trackers")
 
 
 @pytest.fixture(scope="session")

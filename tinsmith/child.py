@@ -1,26 +1,38 @@
 """A program of another environment, run to its end as part of a job."""
 
+import os
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from tinsmith.errors import TinsmithError
 
 GRACE_S = 10
 LAST_LINES, MAX_CHARACTERS = 5, 1500
+TIED = Path(__file__).with_name("tied.py")
 
 
-def run_child(command: Sequence[str], environment: Mapping[str, str], log: Path, what: str) -> None:
-    """Run a command to its end; what it says goes to `log`.
+def run_child(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    what: str,
+    answer: str = "",
+) -> None:
+    """Run a command to its end, which is this process's own at the latest, however that ends.
 
-    Its standard input is a pipe that closes when this process ends, however that is.
+    What it says goes to `log`; where it asks, it reads `answer`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    tied = [sys.executable, "-I", "-S", str(TIED), str(os.getpid()), *command]
     with (
         log.open("w", encoding="utf-8") as said,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=said, stderr=said, env=environment
-        ) as process,
+        _holding(answer) as answers,
+        subprocess.Popen(tied, stdin=answers, stdout=said, stderr=said, env=environment) as process,
     ):
         try:
             code = process.wait()
@@ -29,6 +41,15 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], log: Path,
             raise
     if code != 0:
         raise TinsmithError(f"{what} ended with exit code {code}: {_last(log)} (log: {log})")
+
+
+@contextmanager
+def _holding(text: str) -> Iterator[IO[bytes]]:
+    """A file to read the text from, and then its end."""
+    with tempfile.TemporaryFile() as file:
+        file.write(text.encode())
+        file.seek(0)
+        yield file
 
 
 def _last(log: Path) -> str:

@@ -1,6 +1,7 @@
 """What a stage left to be used: final_checkpoint_info.json, and its summary on the terminal."""
 
 import json
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from typing import Any
 from tinsmith import config
 from tinsmith.chat import Chat
 from tinsmith.checkpoints import Checkpoint
+from tinsmith.files import write_json
 from tinsmith.progress import Saved
+from tinsmith.saves import write_saved
 from tinsmith.stages import StageContext
 
 MAX_SHOWN = 60
@@ -43,6 +46,7 @@ with tinker.ServiceClient() as service:
     print(loss.result().metrics, step.result().metrics)
     print(client.save_state("continued").result().path)
 """
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,41 @@ def example_of(settings: config.TrainSettings, context: StageContext) -> Example
     )
 
 
-def describe_final(
+def write_final(
+    files: Mapping[str, Path],
+    checkpoint: Checkpoint,
+    saved: Sequence[Saved],
+    best: dict[str, Any] | None,
+    example: Example,
+    backend: config.Backend,
+    model: Path,
+) -> None:
+    """Write what says where a stage's checkpoints are, and tell it on the terminal. `files` are the
+    stage's outputs by name; checkpoint.json comes last, because it says that the others are there.
+    """
+    write_saved(files["saved"], saved)
+    guide = _guide(checkpoint, best, example, backend, model)
+    write_json(files["info"], guide)
+    checkpoint.write(files["checkpoint"])
+    logger.info("%s", _summary(guide, files))
+
+
+def best_of(saved: Sequence[Saved], num_problems: int) -> dict[str, Any] | None:
+    """What final_checkpoint_info.json says of the best checkpoint; None where there is none."""
+    for one in saved:
+        if one.is_best:
+            return {
+                "step": one.step,
+                "state": one.state,
+                "sampler_weights": one.sampler,
+                "validation_accuracy": one.validation_accuracy,
+                "num_problems": num_problems,
+                "problems": "the last held-out ones, none of which the evaluation of a stage uses",
+            }
+    return None
+
+
+def _guide(
     checkpoint: Checkpoint,
     best: dict[str, Any] | None,
     example: Example,
@@ -100,9 +138,8 @@ def describe_final(
     }
 
 
-def summary(info: dict[str, Any], files: Mapping[str, Path]) -> str:
-    """Where the checkpoints are and how to use them, a line each; `files` are the stage's outputs
-    by name."""
+def _summary(info: dict[str, Any], files: Mapping[str, Path]) -> str:
+    """Where the checkpoints are and how to use them, a line each."""
     checkpoints, best = info["checkpoints"], info["best"]
     rows = {
         "state": f"{checkpoints['final_state']} (to train on from)",
@@ -116,21 +153,6 @@ def summary(info: dict[str, Any], files: Mapping[str, Path]) -> str:
     rows["to use"] = f"the programs in {files['info']}, by: {info['usage']['command']}"
     lines = [f"  {name:<8} {value}" for name, value in rows.items()]
     return "\n".join([f"stage {info['stage']} is done, {info['step']} steps", *lines])
-
-
-def best_of(saved: Sequence[Saved], num_problems: int) -> dict[str, Any] | None:
-    """What final_checkpoint_info.json says of the best checkpoint; None where there is none."""
-    for one in saved:
-        if one.is_best:
-            return {
-                "step": one.step,
-                "state": one.state,
-                "sampler_weights": one.sampler,
-                "validation_accuracy": one.validation_accuracy,
-                "num_problems": num_problems,
-                "problems": "the last held-out ones, none of which the evaluation of a stage uses",
-            }
-    return None
 
 
 def _inference(checkpoint: Checkpoint, example: Example, model: Path) -> str:

@@ -47,6 +47,7 @@ def make_plan(command_line: Any) -> "Plan":
     for run in runs.values():
         check_named(run.config)
     CookbookPlan(runs).check()
+    InspectPlan(runs).check()
     return Plan(runs, origins(values, os.environ, name))
 
 

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from packaging.version import Version
-
 from tinsmith.config import SetupSettings
+from tinsmith.environments import is_pinned, read_pins
 from tinsmith.errors import TinsmithError
 from tinsmith.metadata import accelerators
 from tinsmith.remote import check_hosted, check_remote
@@ -68,9 +66,7 @@ def without_effect(settings: SetupSettings) -> list[str]:
 def check_packages(pins: str) -> dict[str, dict[str, str]]:
     """Every pinned package must be there; one of another version than its pin is reported."""
     others: dict[str, dict[str, str]] = {}
-    for name, pinned in re.findall(
-        r"^([\w.-]+)(?:\[[^\]]*\])?==([^\s;#]+)\s*$", pins, re.MULTILINE
-    ):
+    for name, pinned in read_pins(pins).items():
         try:
             installed = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError as error:
@@ -78,7 +74,7 @@ def check_packages(pins: str) -> dict[str, dict[str, str]]:
                 f"package {name} must be installed (envs/engine.txt pins {pinned}), but"
                 f" {sys.executable} has none; `make run` installs all of them into .venv"
             ) from error
-        if Version(installed).public != Version(pinned).public:
+        if not is_pinned(installed, pinned):
             others[name] = {"pinned": pinned, "installed": installed}
     return others
 

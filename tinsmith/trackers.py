@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from tinsmith.config import Tracker
+from tinsmith.environments import Environment
 from tinsmith.errors import TinsmithError
 from tinsmith.files import write_json
 
-ROOT = Path(__file__).resolve().parents[1]
-PYTHON = ROOT / ".venvs" / "trackers" / "bin" / "python"
+ENVIRONMENT = Environment("trackers", Path(__file__).resolve().parents[1])
 WORKER = Path(__file__).resolve().parent / "tracker_worker"
 START_S = 180.0
 # Somewhat more than a worker takes at most to send what is left.
@@ -49,13 +49,10 @@ class TrackedStage:
     log: Path
 
 
-def check_trackers(trackers: Sequence[Tracker], python: Path = PYTHON) -> None:
+def check_trackers(trackers: Sequence[Tracker], environment: Environment = ENVIRONMENT) -> None:
     """Refuse what could only fail once a stage starts."""
-    if trackers and not python.is_file():
-        raise TinsmithError(
-            f"config.yaml: trackers need an environment of their own, and there is no {python}; run"
-            " `make trackers` in Tinsmith's folder, or remove the key"
-        )
+    if trackers:
+        environment.find_packages()
     for index, tracker in enumerate(trackers):
         where = f"config.yaml: trackers[{index}]"
         is_online = tracker.kind == "wandb" and tracker.mode == "online"
@@ -127,7 +124,7 @@ class _Worker:
         stage.folder.mkdir(parents=True, exist_ok=True)
         with self._log.open("w", encoding="utf-8") as errors:
             self._child = subprocess.Popen(
-                [str(PYTHON), str(WORKER)],
+                [str(ENVIRONMENT.python), str(WORKER)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import require_trackers
 from tinsmith.backend.storage.store import Store
 from tinsmith.checkpoints import Checkpoint, weights_sha256
-from tinsmith.trackers import PYTHON
+from tinsmith.trackers import ENVIRONMENT
 
 STEPS = 8
 SUPERVISED = {"kind": "supervised", "steps": 12, "batch_size": 8, "learning_rate": 0.01}
@@ -150,7 +150,7 @@ def ended(folder: Path, llama_dir: Path) -> Ended:
         command(folder, llama_dir, GRPO, name, previous, DEBATE) for name in ("straight", "killed")
     )
     subprocess.run(straight, check=True)
-    if PYTHON.is_file():
+    if ENVIRONMENT.python.is_file():
         killed += ["--trackers", '{"trackers": [{"kind": "tensorboard"}]}']
     work = folder / "work" / "killed"
     kill_after(killed, work / "progress.json", 4)
@@ -185,7 +185,7 @@ def test_a_stage_that_is_told_to_stop_ends_its_step_and_saves(ended: Ended) -> N
 def test_a_stage_that_was_killed_and_stopped_shows_every_step_once(ended: Ended) -> None:
     require_trackers()
     reader = Path(__file__).parents[1] / "read_trackers.py"
-    said = subprocess.check_output([PYTHON, reader, ended.killed])
+    said = subprocess.check_output([ENVIRONMENT.python, reader, ended.killed])
     rows = metrics(ended.killed / "metrics.jsonl")
     shown = json.loads(said)["tensorboard"]
     assert [step for step, _ in shown["loss"]] == list(range(STEPS))

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import require_trackers
 from tinsmith.config import TensorBoard, Tracker, Trackio, Wandb
 from tinsmith.errors import TinsmithError
-from tinsmith.trackers import PYTHON, WORKER, TrackedStage, check_trackers, open_trackers
+from tinsmith.trackers import ENVIRONMENT, WORKER, TrackedStage, check_trackers, open_trackers
 
 READER = Path(__file__).parents[1] / "read_trackers.py"
 ALL: list[Tracker] = [
@@ -53,7 +53,7 @@ def point(step: int, attempt: int) -> dict[str, float]:
 
 
 def read(folder: Path) -> dict[str, dict[str, list[list[float]]]]:
-    command = [str(PYTHON), str(READER), str(folder), "sums"]
+    command = [str(ENVIRONMENT.python), str(READER), str(folder), "sums"]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
@@ -127,10 +127,3 @@ def test_what_a_tracker_lacks_is_said_before_any_work(
         monkeypatch.setenv(name, value)
     with pytest.raises(TinsmithError, match=message):
         check_trackers([tracker])
-
-
-def test_a_missing_environment_names_the_command_that_makes_it():
-    nowhere = Path("nowhere/python")
-    check_trackers([], nowhere)
-    with pytest.raises(TinsmithError, match=r"there is no nowhere/python; run `make trackers`"):
-        check_trackers([TensorBoard(kind="tensorboard")], nowhere)

@@ -8,6 +8,8 @@ from tinsmith.config import CookbookSettings
 from tinsmith.config.cookbook import MODEL_NAME, REFERENCE
 from tinsmith.cookbook.recipes import LOADS, RANK, Recipe, check_arguments
 
+LAUNCHER = Path(__file__).with_name("launcher.py")
+
 
 def recipe_arguments(
     recipe: Recipe,

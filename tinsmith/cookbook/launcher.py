@@ -3,42 +3,23 @@
     python launcher.py NAME=FOLDER MODULE key=value ...
 
 The tokenizer of NAME is FOLDER's, the files that the server serves, and not what the hub has under
-that name today. The recipe ends with the program that started it, whose end closes standard input.
-Nothing of Tinsmith is imported here: the environment has none of it.
+that name today. Nothing of Tinsmith is imported here: the environment has none of it.
 """
 
 import functools
 import os
 import runpy
 import sys
-import threading
 
 
 def main() -> None:
     """Read the command line, and become the recipe."""
-    _end_with_standard_input()
     model, module = sys.argv[1:3]
     name, _, folder = model.partition("=")
     _use_tokenizer(name, folder)
     sys.path[0] = os.getcwd()  # as with `python -m`, for recipes of the user's own
     sys.argv = [module, *sys.argv[3:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-def _end_with_standard_input() -> None:
-    """And give the recipe another, which answers what some ask when their log folder is there."""
-    watched = os.dup(0)
-    answer, question = os.pipe()
-    os.write(question, b"resume\n")
-    os.close(question)
-    os.dup2(answer, 0)
-
-    def wait() -> None:
-        while os.read(watched, 1024):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _use_tokenizer(name: str, folder: str) -> None:

@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tinsmith.config import Cookbook
-from tinsmith.cookbook.environment import FOLDER, find_packages
-from tinsmith.cookbook.recipes import check_arguments, find_recipe
+from tinsmith.cookbook.recipes import ENVIRONMENT, check_arguments, find_recipe
 from tinsmith.errors import TinsmithError
 from tinsmith.runs import RunConfig, either
-
-PINS = Path("envs/cookbook.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +21,9 @@ class CookbookPlan:
     def check(self) -> None:
         """Refuse before any job what a recipe cannot take, where the cookbook is there to look."""
         stages = list(self._stages())
-        if not stages or not (FOLDER / "stamp").is_file():
+        if not stages or not ENVIRONMENT.stamp.is_file():
             return
-        packages = find_packages(PINS)
+        packages = ENVIRONMENT.find_packages()
         for run, place, stage in stages:
             try:
                 recipe = find_recipe(stage.recipe, packages)

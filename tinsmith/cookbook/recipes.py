@@ -7,8 +7,10 @@ from pathlib import Path
 
 from tinsmith.config import Cookbook
 from tinsmith.config.cookbook import GIVEN
+from tinsmith.environments import Environment
 from tinsmith.errors import TinsmithError, nearest
 
+ENVIRONMENT = Environment("cookbook")
 LOADS, RANK = "load_checkpoint_path", "lora_rank"
 DEFAULT_RANK = 32  # of every recipe without the argument: the default of the cookbook's train loops
 PACKAGE = "tinker_cookbook.recipes"

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinsmith.config import InspectTask
+from tinsmith.environments import Environment
 from tinsmith.runs import RunConfig, either, settings_json
+
+ENVIRONMENT = Environment("inspect")
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +17,11 @@ class InspectPlan:
     """Of all runs, the evaluations by Inspect AI."""
 
     runs: Mapping[str, RunConfig]
+
+    def check(self) -> None:
+        """Refuse before any job an environment of other packages, where there is one."""
+        if any(run.config.inspect for run in self.runs.values()) and ENVIRONMENT.stamp.is_file():
+            ENVIRONMENT.find_packages()
 
     def pattern(self) -> str:
         return either({task.name for run in self.runs.values() for task in run.config.inspect})
