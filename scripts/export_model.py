@@ -16,7 +16,8 @@ from pathlib import Path
 from tinsmith.config import Backend
 from tinsmith.errors import TinsmithError
 from tinsmith.files import write_text
-from tinsmith.inference import inference_script
+from tinsmith.hub import Upload
+from tinsmith.inference import inference_script, script_command
 from tinsmith.model_card import adapter_card, base_reference, merged_card
 from tinsmith.runs import BASE
 from tinsmith.trained import TrainedStage, accuracy_text, read_evaluation, read_run, up_to
@@ -41,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace, stages: list[TrainedStage]) -> None:
-    last = stages[-1]
-    if args.push is not None and not (args.merged or args.adapter):
-        raise TinsmithError("--push uploads what --adapter or --merged writes; give one of them")
+    last, upload = stages[-1], _upload(args)
     before = read_evaluation(args.run / BASE)
     base = base_reference(last.checkpoint.base_model, last.model_dir)
     for target in (args.adapter, args.merged):
@@ -63,20 +62,29 @@ def _export(args: argparse.Namespace, stages: list[TrainedStage]) -> None:
         write_merged(last.model_dir, last.weights, args.merged, precision, card)
         print(f"merged model of {last.name}: {args.merged}")
     if args.generate_script is not None:
-        write_text(args.generate_script, inference_script(last, base, args.through))
-        print(f'now run: python {args.generate_script} "your question"')
-    if args.push is not None:
-        _push(args)
+        program = args.generate_script
+        write_text(program, inference_script(last, base, args.through, program))
+        print(f'now run: {script_command(last, args.through, program)} "your question"')
+    if upload is not None:
+        _push(upload, args.dry_run)
 
 
-def _push(args: argparse.Namespace) -> None:
-    """Upload what this call wrote, or tell what it would upload."""
-    from tinsmith.hub import Upload
-
+def _upload(args: argparse.Namespace) -> Upload | None:
+    """What --push asks for, checked before the work."""
+    if args.push is None:
+        return None
+    if not (args.merged or args.adapter):
+        raise TinsmithError("--push uploads what --adapter or --merged writes; give one of them")
     upload = Upload(args.merged or args.adapter, args.push, is_private=not args.public)
-    if args.dry_run:
+    upload.check(args.dry_run)
+    return upload
+
+
+def _push(upload: Upload, is_dry_run: bool) -> None:
+    """Upload what this call wrote, or tell what it would upload."""
+    if is_dry_run:
         kind = "private" if upload.is_private else "public"
-        print(f"would push to the {kind} repository {args.push}:")
+        print(f"would push to the {kind} repository {upload.name}:")
         for name, size_bytes in upload.files().items():
             print(f"  {name}  {size_bytes:,} bytes")
     else:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from tinsmith import config
 from tinsmith.chat import Chat
 from tinsmith.checkpoints import Checkpoint
 from tinsmith.files import write_json
+from tinsmith.inference import run_command
 from tinsmith.progress import Saved
 from tinsmith.saves import write_saved
 from tinsmith.stages import StageContext
@@ -133,7 +133,7 @@ def _guide(
         "usage": {
             "inference": _inference(checkpoint, example, model),
             "resuming": resuming,
-            "command": _command(backend, model, checkpoint.base_model),
+            "command": run_command(backend, checkpoint.base_model, model, "program.py"),
         },
     }
 
@@ -175,18 +175,6 @@ def _inference(checkpoint: Checkpoint, example: Example, model: Path) -> str:
         max_tokens=example.max_tokens,
         stop=list(chat.stop_token_ids),
         sampler=_literal(checkpoint.checkpoints.sampler),
-    )
-
-
-def _command(backend: config.Backend, model: Path, name: str) -> str:
-    """How to run one of the programs, saved as program.py."""
-    if backend.kind == "hosted":
-        return "TINKER_API_KEY=... python program.py"
-    if backend.kind == "remote":
-        return f"TINKER_BASE_URL={backend.url} TINKER_API_KEY=... python program.py"
-    served = shlex.quote(f"{name}={model}")
-    return (
-        f"tinsmith run --model {served} --store {shlex.quote(backend.store)} -- python program.py"
     )
 
 

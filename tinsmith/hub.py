@@ -64,6 +64,27 @@ class Upload:
     name: str
     is_private: bool
 
+    def check(self, is_dry_run: bool) -> None:
+        """Refuse before anything is made what the hub would refuse after it."""
+        from huggingface_hub import errors, get_token
+        from huggingface_hub.utils import validate_repo_id
+
+        try:
+            validate_repo_id(self.name)
+            is_named = "/" in self.name
+        except errors.HFValidationError:
+            is_named = False
+        if not is_named:
+            raise TinsmithError(
+                "--push takes the repository as OWNER/NAME, of letters, digits, '-', '_' and '.',"
+                f" got {self.name!r}"
+            )
+        if not is_dry_run and get_token() is None:
+            raise TinsmithError(
+                f"--push needs HF_TOKEN, a token of the hub that may write to {self.name};"
+                " --dry-run shows without one what would be uploaded"
+            )
+
     def files(self) -> dict[str, int]:
         paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
         return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in paths}

@@ -70,14 +70,16 @@ def test_the_cards_say_what_was_reached_and_how(finished: Workflow) -> None:
         assert "The base model's folder names no licence" in body
 
 
-def export_model(finished: Workflow, *words: str) -> subprocess.CompletedProcess[str]:
-    return run(finished, "-m", "scripts.export_model", str(RUN), *words)
+def export_model(
+    finished: Workflow, *words: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return run(finished, "-m", "scripts.export_model", str(RUN), *words, **environment)
 
 
-def run(finished: Workflow, *words: str) -> subprocess.CompletedProcess[str]:
+def run(finished: Workflow, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *words], cwd=finished.folder, env=workflow_environment() | UNREACHABLE_HUB,
-        capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, *words], cwd=finished.folder, capture_output=True, text=True, timeout=300,
+        env=workflow_environment() | UNREACHABLE_HUB | environment, check=False,
     )  # fmt: skip
 
 
@@ -97,10 +99,15 @@ def test_generated_programs_answer_alike_through_peft_and_through_tinker(
     questions = ["3+4=", "7+1=", "9+9="]
     assert export_model(finished, "--generate-script", "with_peft.py").returncode == 0
     words = ("--generate-script", "with_tinker.py", "--through", "tinker")
-    assert export_model(finished, *words).returncode == 0
+    of_tinker = export_model(finished, *words)
+    assert of_tinker.returncode == 0, of_tinker.stderr
+    model = next((finished.folder / "models").glob("tiny-*/"))
+    program = (finished.folder / "with_tinker.py").read_text()
+    for said in (of_tinker.stdout, program.split('"""')[1]):
+        assert f"tinsmith run --model {model.name}={model.resolve()} --store" in said
+        assert "-- python with_tinker.py" in said
     plain = run(finished, "with_peft.py", *questions)
     assert plain.returncode == 0, plain.stderr
-    model = next((finished.folder / "models").glob("tiny-*/"))
     serve = ("-m", "tinsmith.cli", "run", "--model", f"{model.name}={model}", "--threads=1", "--")
     through = run(finished, *serve, sys.executable, "with_tinker.py", *questions)
     assert through.returncode == 0, through.stderr
@@ -133,8 +140,10 @@ def test_what_cannot_be_exported_is_refused_with_what_to_do(finished: Workflow) 
         (("--gguf", "model.gguf"), "convert_hf_to_gguf.py MERGED --outfile model.gguf"),
         (("--stage", "gpro", "--merged", "m"), "the run must have the stage 'gpro'; it has"),
         (("--push", "me/adder"), "give one of them"),
+        (("--merged", "m", "--push", "adder", "--dry-run"), "OWNER/NAME, of letters, digits"),
+        (("--merged", "m", "--push", "me/adder"), "--push needs HF_TOKEN, a token of the hub"),
     ):
-        said = export_model(finished, *words)
+        said = export_model(finished, *words, HF_TOKEN="", HF_TOKEN_PATH="none")
         assert said.returncode == 2
         assert message in said.stderr
     assert not (finished.folder / "m").exists()

@@ -1,21 +1,44 @@
 """Programs that ask a trained adapter, written to be run and changed by their reader."""
 
 import json
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from tinsmith.chat import Chat
+from tinsmith.config import Backend
 from tinsmith.trained import TrainedStage
 
 Through = Literal["peft", "tinker"]
 
 
-def inference_script(stage: TrainedStage, base: str, through: Through) -> str:
-    """The text of an inference.py that asks the stage's adapter as its task asked it.
+def run_command(backend: Backend, name: str, model: Path, program: str) -> str:
+    """How to run a Tinker program against the service that keeps a stage's checkpoints; the local
+    one serves the folder `model` under `name`."""
+    if backend.kind == "hosted":
+        return f"TINKER_API_KEY=... python {program}"
+    if backend.kind == "remote":
+        return f"TINKER_BASE_URL={backend.url or '...'} TINKER_API_KEY=... python {program}"
+    served, store = shlex.quote(f"{name}={model}"), shlex.quote(backend.store)
+    return f"tinsmith run --model {served} --store {store} -- python {program}"
+
+
+def script_command(stage: TrainedStage, through: Through, program: Path) -> str:
+    """How to run what `inference_script` wrote to `program`, from any folder that it lies in."""
+    file = shlex.quote(str(program))
+    if through == "peft":
+        return f"python {file}"
+    backend = Backend.model_validate(stage.settings["backend"])
+    backend = backend.model_copy(update={"store": str(Path(backend.store).resolve())})
+    return run_command(backend, stage.checkpoint.base_model, stage.model_dir.resolve(), file)
+
+
+def inference_script(stage: TrainedStage, base: str, through: Through, program: Path) -> str:
+    """The text of a program that asks the stage's adapter as its task asked it.
 
     `base` is the base model's hub name or folder. `through` is peft, which loads the files here,
-    or tinker, which asks the service that keeps the checkpoint.
+    or tinker, which asks the service that keeps the checkpoint. It will be the file `program`.
     """
     import jinja2
 
@@ -36,8 +59,7 @@ def inference_script(stage: TrainedStage, base: str, through: Through) -> str:
         sampler=stage.checkpoint.checkpoints.sampler,
         run=stage.checkpoint.run,
         stage=stage.name,
-        store=stage.settings["backend"].get("store", "store"),
-        is_hosted=stage.settings["backend"]["kind"] == "hosted",
+        command=script_command(stage, through, Path(program.name)),
         system_prompt=task.get("system_prompt"),
         prompt_template=task.get("prompt_template", "{question}"),
         stop_token_ids=list(Chat.load(stage.model_dir).stop_token_ids),
