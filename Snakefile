@@ -3,10 +3,13 @@
 Every rule calls one program of scripts/, whose command line is the whole experiment.
 """
 
+import os
+
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
 from tinsmith.errors import TinsmithError
+from tinsmith.kept import end_unused
 from tinsmith.plan import make_plan
 
 
@@ -23,6 +26,19 @@ try:
         )
 except TinsmithError as error:
     raise WorkflowError(str(error)) from None
+
+
+if workflow.is_main_process:
+    os.environ.update(PLAN.announced())
+
+
+# Servers that the jobs have left to each other; they would also end by themselves.
+onsuccess:
+    end_unused()
+
+
+onerror:
+    end_unused()
 
 
 pathvars:

@@ -12,12 +12,12 @@ from tinsmith.config import EvaluateSettings
 from tinsmith.evaluation import Row, paired_difference, read_rows, sample_heldout, summarise
 from tinsmith.files import write_json, write_text
 from tinsmith.frozen import FrozenModels
-from tinsmith.gpus import assigned_gpus
 from tinsmith.job import add_resources, backend_of, job, settings_of
+from tinsmith.job_server import connect_job
+from tinsmith.metadata import JobRecord
 from tinsmith.paradigms import make_paradigm
 from tinsmith.problems import read_problems
 from tinsmith.rollouts import Sampler
-from tinsmith.serving import connect
 from tinsmith.tasks import make_task, try_problems
 
 
@@ -36,14 +36,16 @@ def main() -> None:
         | {file.name: file for file in args.user_code},
         outputs={"evaluation": args.evaluation, "samples": args.samples},
         seeds={"run": args.settings.seed},
-    ):
+    ) as record:
         settings: EvaluateSettings = args.settings
-        rows = _sample(args, settings)
+        rows = _sample(args, settings, record)
         write_text(args.samples, "".join(f"{json.dumps(row)}\n" for row in rows))
         write_json(args.evaluation, _evaluation(args, settings, rows))
 
 
-def _sample(args: argparse.Namespace, settings: EvaluateSettings) -> list[Row]:
+def _sample(
+    args: argparse.Namespace, settings: EvaluateSettings, record: JobRecord
+) -> list[Row]:
     evaluation = settings.evaluation
     chat = Chat.load(args.model)
     task = make_task(settings.task, chat)
@@ -51,8 +53,7 @@ def _sample(args: argparse.Namespace, settings: EvaluateSettings) -> list[Row]:
     try_problems(task, problems[: evaluation.num_problems])
     backend, server_log = backend_of(args), args.log.with_suffix(".server.log")
     with (
-        assigned_gpus(args.gpus) as locks,
-        connect(backend, args.model, settings.model_name, server_log, locks) as service,
+        connect_job(backend, args.model, settings.model_name, server_log, record) as service,
         explained(f"evaluating {settings.stage}"),
     ):
         frozen = FrozenModels(service, settings.model_name, chat)

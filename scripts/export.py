@@ -24,6 +24,8 @@ from tinsmith.export import (
 from tinsmith.files import write_json
 from tinsmith.gpus import assigned_gpus
 from tinsmith.job import add_resources, backend_of, job, settings_of
+from tinsmith.job_server import connect_job
+from tinsmith.metadata import JobRecord
 from tinsmith.model_card import adapter_card, base_reference, merged_card
 from tinsmith.problems import read_problems
 from tinsmith.runs import BASE
@@ -49,7 +51,7 @@ def main() -> None:
             | {str(file): file for file in args.records},
             outputs={name: getattr(args, name) for name in outputs},
             seeds={"run": args.settings.seed},
-        ),
+        ) as record,
         assigned_gpus(args.gpus) as locks,
     ):
         settings: ExportSettings = args.settings
@@ -62,7 +64,7 @@ def main() -> None:
         write_adapter(args.weights, args.adapter, base, adapter_card(*story))
         write_merged(args.model, args.adapter, args.merged, precision, merged_card(*story))
         sequences = _sequences(args, settings)
-        expected = _backend_logprobs(args, checkpoint, sequences, locks)
+        expected = _backend_logprobs(args, checkpoint, sequences, locks, record)
         write_json(args.check, _check(args, sequences, expected, precision))
 
 
@@ -87,11 +89,16 @@ def _backend_logprobs(
     checkpoint: Checkpoint,
     sequences: list[tuple[int, ...]],
     locks: Sequence[int],
+    record: JobRecord,
 ) -> list[list[float]]:
-    """What the backend gives every token but the first."""
-    backend, server_log = backend_of(args), args.log.with_suffix(".server.log")
+    """What the backend gives every token but the first. The models that are then compared want the
+    server's memory, and are to have its GPUs, which one that other jobs share would keep."""
+    server = backend_of(args), args.model, args.settings.model_name
+    log = args.log.with_suffix(".server.log")
     with (
-        connect(backend, args.model, args.settings.model_name, server_log, locks) as service,
+        connect(*server, log, locks)
+        if locks
+        else connect_job(*server, log, record, is_last=True) as service,
         explained("asking the backend for log-probabilities"),
     ):
         path = checkpoint.checkpoints.sampler

@@ -24,9 +24,9 @@ from tinsmith.config import Checkpoints, MonitorSettings, TrackerSettings, Train
 from tinsmith.files import new_directory
 from tinsmith.final_checkpoint import best_of, example_of, write_final
 from tinsmith.frozen import FrozenModels
-from tinsmith.gpus import assigned_gpus
 from tinsmith.interruption import deferred_sigterm
 from tinsmith.job import add_resources, backend_of, job, settings_of
+from tinsmith.job_server import connect_job
 from tinsmith.monitors import Watch
 from tinsmith.objectives.learning_rate import resolve_learning_rate
 from tinsmith.opponents import Snapshots, open_snapshots
@@ -34,7 +34,6 @@ from tinsmith.paradigms import make_paradigm, put_in_training
 from tinsmith.problems import read_problems
 from tinsmith.progress import Progress, Saved, begin, fingerprint
 from tinsmith.saves import FINAL, Saves
-from tinsmith.serving import connect
 from tinsmith.stages import STAGES, StageContext
 from tinsmith.step_files import read_steps, write_metrics, write_step
 from tinsmith.tasks import make_task, try_problems
@@ -60,15 +59,14 @@ def main() -> None:
         | {file.name: file for file in args.user_code},
         outputs={name: getattr(args, name) for name in OUTPUTS},
         seeds={"run": args.settings.seed},
-    ):
+    ) as record:
         settings: TrainSettings = args.settings
         check_trackers(args.trackers.trackers)
         progress = begin(args.work, _fingerprint(args), args.checkpoints.existing)
         backend, server_log = backend_of(args), args.log.with_suffix(".server.log")
         with (
-            assigned_gpus(args.gpus) as locks,
             deferred_sigterm() as is_told_to_stop,
-            connect(backend, args.model, settings.model_name, server_log, locks) as service,
+            connect_job(backend, args.model, settings.model_name, server_log, record) as service,
             explained(f"training stage {settings.stage.name}"),
         ):
             _train(args, settings, service, progress, is_told_to_stop)

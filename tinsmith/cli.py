@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve the Tinker API on local models")
     _add_server_options(serve)
     serve.add_argument("--stop-with-stdin", action="store_true", help="stop when stdin is closed")
+    # Of the jobs of a workflow, which say in the file who uses the server (tinsmith/kept.py).
+    serve.add_argument("--stop-when-unused", type=Path, metavar="FILE", help=argparse.SUPPRESS)
     run = commands.add_parser(
         "run",
         help="serve, run a program against the server, stop",
@@ -110,12 +112,16 @@ def _serve(arguments: argparse.Namespace) -> None:
 
     if arguments.stop_with_stdin:
         threading.Thread(target=_stop_with_stdin, daemon=True).start()
+    if (file := arguments.stop_when_unused) is not None:
+        from tinsmith.kept import stop_when_unused
+
+        threading.Thread(target=stop_when_unused, args=(file,), daemon=True).start()
     if is_generated:
         print(f"TINKER_API_KEY={api_key}", flush=True)
     if arguments.replay is not None:
         serve_recording(settings, arguments.replay)
     else:
-        serve(settings, origins, ignores_sigterm=arguments.stop_with_stdin)
+        serve(settings, origins, ignores_sigterm=arguments.stop_with_stdin or file is not None)
 
 
 def _settings(arguments: argparse.Namespace, api_key: str) -> tuple[ServerSettings, dict[str, str]]:

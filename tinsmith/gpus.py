@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinsmith.errors import TinsmithError
+from tinsmith.interruption import prompt_sigterm
+from tinsmith.kept import end_unused
 
 # One folder for all users and sessions of the machine, whatever their TMPDIR.
 LOCKS = Path("/tmp/tinsmith-gpus")
@@ -104,7 +106,9 @@ def _take(count: int, gpus: list[Gpu], folder: Path, stack: ExitStack) -> dict[G
         if not is_told:
             logger.info("waiting for %d of %d GPUs, which other jobs have", count, len(gpus))
             is_told = True
-        time.sleep(POLL_S)
+        end_unused()  # a server of this workflow that waits for a job may have them
+        with prompt_sigterm():
+            time.sleep(POLL_S)
 
 
 def _lock(folder: Path, gpu: Gpu, stack: ExitStack) -> int | None:

@@ -7,6 +7,7 @@ some time later.
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 @contextmanager
@@ -23,3 +24,17 @@ def deferred_sigterm() -> Iterator[Callable[[], bool]]:
         yield lambda: has_come
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def prompt_sigterm() -> Iterator[None]:
+    """Within the block SIGTERM ends the process after all: there is nothing to save yet."""
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(signum: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + signum)

@@ -16,7 +16,7 @@ import psutil
 from tinsmith.config import Backend, Section, check_section
 from tinsmith.errors import TinsmithError
 from tinsmith.files import write_json
-from tinsmith.metadata import describe_run
+from tinsmith.metadata import JobRecord, describe_run
 
 logger = logging.getLogger(__name__)
 _Settings = TypeVar("_Settings", bound=Section)
@@ -32,13 +32,14 @@ def job(
     inputs: Mapping[str, Path],
     outputs: Mapping[str, Path],
     seeds: Mapping[str, int],
-) -> Iterator[None]:
+) -> Iterator[JobRecord]:
     """Run the block as one job of `rule`; record it when it ends well, exit non-zero when not."""
     _log_to(log)
     signal.signal(signal.SIGTERM, _terminate)
     started = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
+    found = JobRecord()
     try:
-        yield
+        yield found
         record = describe_run(
             rule=rule,
             settings=settings.model_dump(mode="json"),
@@ -46,6 +47,7 @@ def job(
             outputs=outputs,
             seeds=seeds,
             started=started,
+            server=found.server,
         )
         write_json(metadata, record)
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -30,6 +31,23 @@ _DIRTY = "-dirty"
 _SNAKEMAKE_MARK = ".snakemake_timestamp"
 
 
+@dataclass(frozen=True, slots=True)
+class KeptServer:
+    """The local server that a job was served by, if it was not the job's own: how many jobs it had
+    served before, and the most memory that it had while it served this one."""
+
+    started: str
+    num_jobs_before: int
+    peak_memory_bytes: int
+
+
+@dataclass(slots=True)
+class JobRecord:
+    """What a running job finds out about itself for its run_metadata.json."""
+
+    server: KeptServer | None = None
+
+
 def describe_run(
     *,
     rule: str,
@@ -38,9 +56,13 @@ def describe_run(
     outputs: Mapping[str, Path],
     seeds: Mapping[str, int],
     started: datetime,
+    server: KeptServer | None = None,
 ) -> dict[str, Any]:
     """The whole record of a job that has just ended well."""
     ended = datetime.now(UTC)
+    memory = peak_memory_bytes()
+    if server is not None:
+        memory["kept_server"] = server.peak_memory_bytes
     return {
         "rule": rule,
         "command": shlex.join(sys.orig_argv),
@@ -49,7 +71,8 @@ def describe_run(
         "started": started.isoformat(),
         "ended": ended.isoformat(),
         "duration_s": (ended - started).total_seconds(),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": memory,
+        "kept_server": asdict(server) if server else None,
         "inputs": {name: describe_file(path) for name, path in inputs.items()},
         "outputs": {name: describe_file(path) for name, path in outputs.items()},
         "environment": recorded_environment(os.environ),

@@ -28,6 +28,7 @@ from tinsmith.report.results import reported_files
 from tinsmith.resources import Request
 from tinsmith.runs import BASE, RunConfig, either, expand, settings_json
 from tinsmith.user_code import source_files
+from tinsmith.workflow import announce
 
 
 def make_plan(command_line: Any) -> "Plan":
@@ -92,7 +93,7 @@ class Plan:
         told = {
             key: f"{flat[key]} ({origin})"
             for key, origin in self.origins.items()
-            if key not in ("backend.threads", "backend.gpus")
+            if key not in ("backend.threads", "backend.gpus", "backend.keep_s")
         }
         return settings_json(
             SetupSettings(
@@ -251,6 +252,10 @@ class Plan:
     def urls(self, wildcards: Any) -> str:
         """Of all services that jobs are sent to, with spaces between."""
         return " ".join(sorted({run.config.backend.url or "" for run in self.runs.values()}))
+
+    def announced(self) -> dict[str, str]:
+        """By which jobs know the workflow that ends the servers that they leave to each other."""
+        return announce(max(run.config.backend.keep_s for run in self.runs.values()))
 
     def _served_configs(self, wildcards: Any) -> list[Config]:
         """Those of the runs that a job is for: one run, all with its model or data, or all."""

@@ -160,7 +160,7 @@ def expand(config: Config) -> dict[str, RunConfig]:
 
 def settings_json(section: Section) -> str:
     """A job's settings for its command line; how it is scheduled is not among them."""
-    left_out = {"backend": {"threads", "gpus", "url"}, "config": UNREPORTED}
+    left_out = {"backend": {"threads", "gpus", "url", "keep_s"}, "config": UNREPORTED}
     return section.model_dump_json(exclude=left_out)
 
 

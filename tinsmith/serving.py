@@ -40,7 +40,11 @@ class Endpoint:
 
 @contextmanager
 def connect(
-    backend: Backend, model_dir: Path, model_name: str, log: Path, gpu_locks: Sequence[int] = ()
+    backend: Backend,
+    model_dir: Path,
+    model_name: str,
+    log: Path,
+    gpu_locks: Sequence[int] = (),
 ) -> Iterator[tinker.ServiceClient]:
     """A client of the configured service; a local one lives as long as the block.
 
@@ -62,12 +66,29 @@ def connect(
         with tinker.ServiceClient() as service:
             yield service
         return
-    models, options = {model_name: str(model_dir)}, options_of(backend, LocalSettings.model_fields)
-    hidden = variables(LocalSettings).values()
-    with local_server(models, options, log=log, hidden=hidden, pass_fds=gpu_locks) as endpoint:
-        os.environ.update(endpoint.environment())
-        with tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key) as service:
-            yield service
+    models, options, hidden = server_arguments(backend, model_dir, model_name)
+    with (
+        local_server(models, options, log=log, hidden=hidden, pass_fds=gpu_locks) as endpoint,
+        client_of(endpoint) as service,
+    ):
+        yield service
+
+
+def server_arguments(
+    backend: Backend, model_dir: Path, model_name: str
+) -> tuple[dict[str, str], list[str], Collection[str]]:
+    """The models and the options of a job's local server, and the variables that it is not to see:
+    what they said is among the options."""
+    options = options_of(backend, LocalSettings.model_fields)
+    return {model_name: str(model_dir)}, options, variables(LocalSettings).values()
+
+
+@contextmanager
+def client_of(endpoint: Endpoint) -> Iterator[tinker.ServiceClient]:
+    """The SDK's client, in an environment that points every other one there too."""
+    os.environ.update(endpoint.environment())
+    with tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key) as service:
+        yield service
 
 
 @contextmanager
@@ -88,21 +109,14 @@ def local_server(
     that `hidden` names: what they said is among `options`.
     """
     key = api_key or new_api_key()
-    command = [sys.executable, "-m", "tinsmith.cli", "serve", "--port=0", "--stop-with-stdin"]
-    command += [
-        f"--model={source}" if name == source else f"--model={name}={source}"
-        for name, source in models.items()
-    ]
-    command += options
     errors = _open_log(log)
     process = subprocess.Popen(
-        command,
+        server_command(models, [*options, "--stop-with-stdin"]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
-        env={name: os.environ[name] for name in os.environ if name not in hidden}
-        | {KEY_VARIABLE: key},
+        env=server_environment(hidden, key),
         start_new_session=True,  # Ctrl-C is for the client; it stops the server when it is done
         pass_fds=pass_fds,
     )
@@ -112,6 +126,22 @@ def local_server(
         _stop(process)
         if errors is not None:
             errors.close()
+
+
+def server_command(models: Mapping[str, str], options: Sequence[str]) -> list[str]:
+    """`tinsmith serve` on a free port, unless the options name one."""
+    command = [sys.executable, "-m", "tinsmith.cli", "serve", "--port=0"]
+    command += [
+        f"--model={source}" if name == source else f"--model={name}={source}"
+        for name, source in models.items()
+    ]
+    return [*command, *options]
+
+
+def server_environment(hidden: Collection[str], api_key: str) -> dict[str, str]:
+    """This process's environment without what is hidden, and the server's key."""
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return kept | {KEY_VARIABLE: api_key}
 
 
 def _open_log(log: Path | None) -> IO[str] | None:
@@ -127,8 +157,13 @@ def _await_ready(process: subprocess.Popen[str], log: Path | None) -> str:
         if match := READY.match(line):
             return match.group(1)
     process.wait()
+    raise did_not_start(process.returncode, log)
+
+
+def did_not_start(code: int, log: Path | None) -> TinsmithError:
+    """What to say of a server that ended before it was ready."""
     last = _last_lines(log) if log is not None else "its message stands above"
-    raise TinsmithError(f"the local backend did not start (exit code {process.returncode}): {last}")
+    return TinsmithError(f"the local backend did not start (exit code {code}): {last}")
 
 
 def _last_lines(log: Path) -> str:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tinsmith.settings import Count as Threads
 from tinsmith.settings import LocalSettings, Rule, setting
-from tinsmith.settings import Natural as Gpus
+from tinsmith.settings import Natural
 
 COMMIT, REPOSITORY = r"^[0-9a-f]{40}$", r"^[\w.-]+/[\w.-]+$"
 TABLE_FILE, STAGE_NAME = r"\.(jsonl|csv|parquet)$", r"^[a-z0-9_-]+$"
@@ -109,7 +109,10 @@ class Backend(LocalSettings):
         "auto", "what computes; auto: a GPU, else the CPU"
     )
     threads: Threads = setting(1, "CPU threads of a job")
-    gpus: Gpus = setting(0, "GPUs of a job", variable=None)
+    gpus: Natural = setting(0, "GPUs of a job", variable=None)
+    keep_s: Natural = setting(
+        60, "seconds that a server waits for the next job of a workflow; 0: it has one", variable=None
+    )
 
     @model_validator(mode="after")
     def _the_service_has_its_own_ways(self) -> "Backend":

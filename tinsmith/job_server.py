@@ -1,0 +1,176 @@
+"""The local server of a job: one that the workflow keeps for its jobs, or the job's own."""
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import tinker
+
+from tinsmith.cli import new_api_key
+from tinsmith.config import Backend
+from tinsmith.gpus import VARIABLE as GPUS
+from tinsmith.gpus import assigned_gpus
+from tinsmith.kept import FOLDER, Lease, Server, forget_peak, new_lease, peak_memory_bytes, take
+from tinsmith.metadata import JobRecord, KeptServer
+from tinsmith.serving import (
+    READY,
+    Endpoint,
+    client_of,
+    connect,
+    did_not_start,
+    server_arguments,
+    server_command,
+    server_environment,
+)
+from tinsmith.workflow import Workflow, current_workflow
+
+POLL_S = 0.02
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def connect_job(
+    backend: Backend,
+    model_dir: Path,
+    model_name: str,
+    log: Path,
+    record: JobRecord,
+    *,
+    is_last: bool = False,
+) -> Iterator[tinker.ServiceClient]:
+    """As `connect`, with the GPUs that the backend asks for.
+
+    A local server may be one that has served other jobs of the workflow, one at a time, and serves
+    more after this one, unless that `is_last`; `record` then says so.
+    """
+    workflow = _keeping_workflow(backend)
+    if workflow is None:
+        with (
+            assigned_gpus(backend.gpus) as locks,
+            connect(backend, model_dir, model_name, log, locks) as service,
+        ):
+            yield service
+        return
+    with (
+        _kept_server(backend, workflow, model_dir, model_name, log, record, is_last) as endpoint,
+        client_of(endpoint) as service,
+    ):
+        yield service
+
+
+def _keeping_workflow(backend: Backend) -> Workflow | None:
+    """None where a server is for one job: where its own seed numbers the sessions it has seen, and
+    where its traffic is recorded. Linux says what each job took of a shared one's memory."""
+    is_keepable = backend.kind == "local" and backend.seed is None and backend.record is None
+    workflow = current_workflow(os.environ) if is_keepable else None
+    return workflow if workflow and workflow.keep_s and sys.platform == "linux" else None
+
+
+@contextmanager
+def _kept_server(
+    backend: Backend,
+    workflow: Workflow,
+    model_dir: Path,
+    model_name: str,
+    log: Path,
+    record: JobRecord,
+    is_last: bool,
+) -> Iterator[Endpoint]:
+    """The server stays where the block ends well; what this job made it say goes to `log`."""
+    identity = _identity(backend, model_dir, model_name)
+    lease = take(identity, workflow)
+    if lease is None:
+        new = Server(identity, workflow, new_api_key())
+        lease = _start(new, backend, model_dir, model_name, log)
+    server = lease.read()
+    assert server is not None
+    os.environ[GPUS] = server.gpus
+    said_before = lease.log.stat().st_size if server.num_jobs else 0
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(f"While the job runs, what its server says is in {lease.log}\n")
+    logger.debug("server %d, after %d other jobs", server.pid, server.num_jobs)
+    forget_peak(server.pid)
+    is_kept = False
+    try:
+        yield Endpoint(server.base_url, server.api_key)
+        is_kept = not is_last
+        started = datetime.fromtimestamp(server.created, UTC).isoformat()
+        record.server = KeptServer(started, server.num_jobs, peak_memory_bytes(server.pid))
+    finally:
+        if not is_kept:
+            server.end()
+        _copy_log(lease, log, said_before)
+        if is_kept:
+            lease.write(replace(server, is_held=False))
+            lease.release()
+        else:
+            lease.forget()
+
+
+def _start(
+    server: Server, backend: Backend, model_dir: Path, model_name: str, log: Path
+) -> Lease:
+    """A server that outlives this process, once it is ready."""
+    lease = new_lease(FOLDER)
+    lease.write(server)
+    models, options, hidden = server_arguments(backend, model_dir, model_name)
+    options.append(f"--stop-when-unused={lease.file.resolve()}")
+    with assigned_gpus(backend.gpus) as locks, lease.log.open("ab") as said:
+        process = subprocess.Popen(
+            server_command(models, options),
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env=server_environment(hidden, server.api_key),
+            start_new_session=True,
+            pass_fds=locks,
+        )
+    created = psutil.Process(process.pid).create_time()
+    server = replace(server, pid=process.pid, created=created, gpus=os.environ[GPUS])
+    lease.write(server)
+    try:
+        base_url = _await_ready(process, lease.log)
+        lease.write(replace(server, base_url=base_url))
+    except BaseException:
+        server.end()
+        _copy_log(lease, log)
+        lease.forget()
+        raise
+    if not base_url:
+        _copy_log(lease, log)
+        lease.forget()
+        raise did_not_start(process.returncode, log)
+    return lease
+
+
+def _await_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Where it answers; nothing if it has ended."""
+    while process.poll() is None:
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            if (match := READY.match(line)) and line.endswith("\n"):
+                return match.group(1)
+        time.sleep(POLL_S)
+    return ""
+
+
+def _copy_log(lease: Lease, log: Path, start: int = 0) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(lease.log.read_bytes()[start:])
+
+
+def _identity(backend: Backend, model_dir: Path, model_name: str) -> str:
+    """A hash of all that a server is a function of."""
+    files = [file.stat() for file in sorted(model_dir.iterdir())]
+    models, options, _ = server_arguments(backend, model_dir.resolve(), model_name)
+    parts = [models, options, backend.gpus, [(s.st_ino, s.st_size, s.st_mtime_ns) for s in files]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
