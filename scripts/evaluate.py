@@ -43,9 +43,7 @@ def main() -> None:
         write_json(args.evaluation, _evaluation(args, settings, rows))
 
 
-def _sample(
-    args: argparse.Namespace, settings: EvaluateSettings, record: JobRecord
-) -> list[Row]:
+def _sample(args: argparse.Namespace, settings: EvaluateSettings, record: JobRecord) -> list[Row]:
     evaluation = settings.evaluation
     chat = Chat.load(args.model)
     task = make_task(settings.task, chat)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -53,7 +53,7 @@ def connect_job(
     A local server may be one that has served other jobs of the workflow, one at a time, and serves
     more after this one, unless that `is_last`; `record` then says so.
     """
-    workflow = _keeping_workflow(backend)
+    workflow = keeping_workflow(backend, os.environ)
     if workflow is None:
         with (
             assigned_gpus(backend.gpus) as locks,
@@ -68,11 +68,11 @@ def connect_job(
         yield service
 
 
-def _keeping_workflow(backend: Backend) -> Workflow | None:
+def keeping_workflow(backend: Backend, environment: Mapping[str, str]) -> Workflow | None:
     """None where a server is for one job: where its own seed numbers the sessions it has seen, and
     where its traffic is recorded. Linux says what each job took of a shared one's memory."""
     is_keepable = backend.kind == "local" and backend.seed is None and backend.record is None
-    workflow = current_workflow(os.environ) if is_keepable else None
+    workflow = current_workflow(environment) if is_keepable else None
     return workflow if workflow and workflow.keep_s and sys.platform == "linux" else None
 
 
@@ -117,9 +117,7 @@ def _kept_server(
             lease.forget()
 
 
-def _start(
-    server: Server, backend: Backend, model_dir: Path, model_name: str, log: Path
-) -> Lease:
+def _start(server: Server, backend: Backend, model_dir: Path, model_name: str, log: Path) -> Lease:
     """A server that outlives this process, once it is ready."""
     lease = new_lease(FOLDER)
     lease.write(server)

@@ -2,7 +2,7 @@
 
 Each has a file in work/servers: where it answers, its key, and what it was started with. The job
 that uses it holds the lock of the file, so that no server ever has two jobs. One that no job holds
-ends by itself: at once where its last job has died or the workflow has, else after `keep_s` seconds.
+ends by itself: at once where its last job has died, or the workflow; else after `keep_s` seconds.
 """
 
 import contextlib
@@ -168,14 +168,14 @@ def end_unused(folder: Path = FOLDER) -> None:
 def stop_when_unused(file: Path) -> None:
     """In a thread of the server itself: stop it when nobody will use it any more."""
     try:
-        _await_disuse(file)
+        await_disuse(file)
     finally:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(END_S)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _await_disuse(file: Path) -> None:
+def await_disuse(file: Path) -> None:
     """Returns with the lock, so that no job can still come."""
     descriptor = os.open(file, os.O_RDWR)
     lease, unused_since = Lease(file, descriptor), None

@@ -49,8 +49,6 @@ def is_alive(pid: int, created: float) -> bool:
     """Whether a process still runs that was created then; one with the same number is another."""
     try:
         process = psutil.Process(pid)
-        return (
-            abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        )
+        return abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

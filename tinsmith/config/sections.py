@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tinsmith.settings import Count as Threads
-from tinsmith.settings import LocalSettings, Rule, setting
-from tinsmith.settings import Natural
+from tinsmith.settings import LocalSettings, Natural, Rule, setting
 
 COMMIT, REPOSITORY = r"^[0-9a-f]{40}$", r"^[\w.-]+/[\w.-]+$"
 TABLE_FILE, STAGE_NAME = r"\.(jsonl|csv|parquet)$", r"^[a-z0-9_-]+$"
@@ -111,7 +110,9 @@ class Backend(LocalSettings):
     threads: Threads = setting(1, "CPU threads of a job")
     gpus: Natural = setting(0, "GPUs of a job", variable=None)
     keep_s: Natural = setting(
-        60, "seconds that a server waits for the next job of a workflow; 0: it has one", variable=None
+        60,
+        "seconds that a server waits for the next job of a workflow; 0: it has one",
+        variable=None,
     )
 
     @model_validator(mode="after")

@@ -1,8 +1,9 @@
 """What one job of a rule depends on: the part of the config that goes on its command line.
 
 A job's settings hold nothing else, so that changing a key re-plans the jobs that depend on it and
-no other. `backend.threads`, `gpus`, `url` and `keep_s`, `monitors`, `checkpoints` and `trackers` say how and where a job runs and not what it computes; they travel as Snakemake's threads and
-resources and as flags of their own instead.
+no other. `backend.threads`, `gpus`, `url` and `keep_s`, `monitors`, `checkpoints` and `trackers`
+say how and where a job runs and not what it computes; they travel as Snakemake's threads and
+resources, as flags of their own, or with what the workflow tells its jobs of itself.
 """
 
 from typing import Any
