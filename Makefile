@@ -20,7 +20,7 @@ PRESET := 29m
 IS_FOR_GPU := $(filter 0.6b 4b 8b,$(PRESET))
 BENCH_VLLM := .venvs/$(if $(IS_FOR_GPU),vllm-cuda,vllm-cpu)
 BENCH_SKYRL := $(if $(IS_FOR_GPU),,.venvs/skyrl/stamp)
-BENCHMARKS := sampling sampling_vllm training grpo $(if $(IS_FOR_GPU),,skyrl) growth start round_trip products
+BENCHMARKS := sampling sampling_vllm training grpo $(if $(IS_FOR_GPU),,skyrl) growth start round_trip rules products
 
 .PHONY: run test check bench $(ENVIRONMENTS) slurm slurm-check compatibility
 .DELETE_ON_ERROR:

@@ -26,6 +26,7 @@ COMMANDS = (
     "growth",
     "start",
     "round_trip",
+    "rules",
     "products",
 )
 BEGIN, END = "<!-- tables: made by `python -m benchmarks.results` -->", "<!-- end of tables -->"

@@ -37,7 +37,7 @@ def job(
     _log_to(log)
     signal.signal(signal.SIGTERM, _terminate)
     started = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
-    found = JobRecord()
+    found = JobRecord(set_up_s=(datetime.now(UTC) - started).total_seconds())
     try:
         yield found
         record = describe_run(
@@ -47,7 +47,7 @@ def job(
             outputs=outputs,
             seeds=seeds,
             started=started,
-            server=found.server,
+            found=found,
         )
         write_json(metadata, record)
     except KeyboardInterrupt:

@@ -48,11 +48,27 @@ def connect_job(
     *,
     is_last: bool = False,
 ) -> Iterator[tinker.ServiceClient]:
-    """As `connect`, with the GPUs that the backend asks for.
+    """As `connect`, with the GPUs that the backend asks for; the time until there is a client
+    counts as set-up.
 
     A local server may be one that has served other jobs of the workflow, one at a time, and serves
     more after this one, unless that `is_last`; `record` then says so.
     """
+    asked_s = time.monotonic()
+    with _client(backend, model_dir, model_name, log, record, is_last) as service:
+        record.set_up_s += time.monotonic() - asked_s
+        yield service
+
+
+@contextmanager
+def _client(
+    backend: Backend,
+    model_dir: Path,
+    model_name: str,
+    log: Path,
+    record: JobRecord,
+    is_last: bool,
+) -> Iterator[tinker.ServiceClient]:
     workflow = keeping_workflow(backend, os.environ)
     if workflow is None:
         with (

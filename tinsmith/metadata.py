@@ -43,9 +43,11 @@ class KeptServer:
 
 @dataclass(slots=True)
 class JobRecord:
-    """What a running job finds out about itself for its run_metadata.json."""
+    """What a running job finds out about itself for its run_metadata.json: the server that it
+    shared, and the seconds that it spent on getting ready."""
 
     server: KeptServer | None = None
+    set_up_s: float = 0.0
 
 
 def describe_run(
@@ -56,13 +58,13 @@ def describe_run(
     outputs: Mapping[str, Path],
     seeds: Mapping[str, int],
     started: datetime,
-    server: KeptServer | None = None,
+    found: JobRecord,
 ) -> dict[str, Any]:
     """The whole record of a job that has just ended well."""
     ended = datetime.now(UTC)
     memory = peak_memory_bytes()
-    if server is not None:
-        memory["kept_server"] = server.peak_memory_bytes
+    if found.server is not None:
+        memory["kept_server"] = found.server.peak_memory_bytes
     return {
         "rule": rule,
         "command": shlex.join(sys.orig_argv),
@@ -71,8 +73,9 @@ def describe_run(
         "started": started.isoformat(),
         "ended": ended.isoformat(),
         "duration_s": (ended - started).total_seconds(),
+        "set_up_s": found.set_up_s,
         "peak_memory_bytes": memory,
-        "kept_server": asdict(server) if server else None,
+        "kept_server": asdict(found.server) if found.server else None,
         "inputs": {name: describe_file(path) for name, path in inputs.items()},
         "outputs": {name: describe_file(path) for name, path in outputs.items()},
         "environment": recorded_environment(os.environ),

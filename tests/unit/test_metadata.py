@@ -54,6 +54,8 @@ def test_a_job_records_all_that_it_depended_on(tmp_path: Path) -> None:
     assert record["settings"]["data"]["kind"] == "arithmetic"
     assert record["seeds"] == {"run": 7}
     assert record["started"] < record["ended"]
+    assert 0 < record["set_up_s"] < record["duration_s"]
+    assert record["kept_server"] is None
     assert record["peak_memory_bytes"]["process"] > 1e6
     assert record["inputs"]["given"] == {
         "path": "given.txt",
