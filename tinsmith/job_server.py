@@ -1,5 +1,6 @@
 """The local server of a job: one that the workflow keeps for its jobs, or the job's own."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -38,6 +39,28 @@ POLL_S = 0.02
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a job asks for, and where what is found out goes."""
+
+    backend: Backend
+    model_dir: Path
+    model_name: str
+    log: Path
+    record: JobRecord
+    is_last: bool
+
+    def identity(self) -> str:
+        """A hash of all that a server is a function of."""
+        models, options, _ = server_arguments(
+            self.backend, self.model_dir.resolve(), self.model_name
+        )
+        stats = [file.stat() for file in sorted(self.model_dir.iterdir())]
+        files = [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
+        text = json.dumps([models, options, self.backend.gpus, files])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
 @contextmanager
 def connect_job(
     backend: Backend,
@@ -55,32 +78,23 @@ def connect_job(
     more after this one, unless that `is_last`; `record` then says so.
     """
     asked_s = time.monotonic()
-    with _client(backend, model_dir, model_name, log, record, is_last) as service:
+    with _client(_Wanted(backend, model_dir, model_name, log, record, is_last)) as service:
         record.set_up_s += time.monotonic() - asked_s
         yield service
 
 
 @contextmanager
-def _client(
-    backend: Backend,
-    model_dir: Path,
-    model_name: str,
-    log: Path,
-    record: JobRecord,
-    is_last: bool,
-) -> Iterator[tinker.ServiceClient]:
+def _client(wanted: _Wanted) -> Iterator[tinker.ServiceClient]:
+    backend = wanted.backend
     workflow = keeping_workflow(backend, os.environ)
     if workflow is None:
         with (
             assigned_gpus(backend.gpus) as locks,
-            connect(backend, model_dir, model_name, log, locks) as service,
+            connect(backend, wanted.model_dir, wanted.model_name, wanted.log, locks) as service,
         ):
             yield service
         return
-    with (
-        _kept_server(backend, workflow, model_dir, model_name, log, record, is_last) as endpoint,
-        client_of(endpoint) as service,
-    ):
+    with _kept_server(wanted, workflow) as endpoint, client_of(endpoint) as service:
         yield service
 
 
@@ -93,39 +107,31 @@ def keeping_workflow(backend: Backend, environment: Mapping[str, str]) -> Workfl
 
 
 @contextmanager
-def _kept_server(
-    backend: Backend,
-    workflow: Workflow,
-    model_dir: Path,
-    model_name: str,
-    log: Path,
-    record: JobRecord,
-    is_last: bool,
-) -> Iterator[Endpoint]:
-    """The server stays where the block ends well; what this job made it say goes to `log`."""
-    identity = _identity(backend, model_dir, model_name)
+def _kept_server(wanted: _Wanted, workflow: Workflow) -> Iterator[Endpoint]:
+    """The server stays where the block ends well; what it said meanwhile goes to the job's log."""
+    identity = wanted.identity()
     lease = take(identity, workflow)
     if lease is None:
-        new = Server(identity, workflow, new_api_key())
-        lease = _start(new, backend, model_dir, model_name, log)
+        lease = _start(wanted, Server(identity, workflow, new_api_key()))
     server = lease.read()
     assert server is not None
     os.environ[GPUS] = server.gpus
     said_before = lease.log.stat().st_size if server.num_jobs else 0
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text(f"While the job runs, what its server says is in {lease.log}\n")
+    wanted.log.parent.mkdir(parents=True, exist_ok=True)
+    wanted.log.write_text(f"While the job runs, what its server says is in {lease.log}\n")
     logger.debug("server %d, after %d other jobs", server.pid, server.num_jobs)
     forget_peak(server.pid)
     is_kept = False
     try:
         yield Endpoint(server.base_url, server.api_key)
-        is_kept = not is_last
         started = datetime.fromtimestamp(server.created, UTC).isoformat()
-        record.server = KeptServer(started, server.num_jobs, peak_memory_bytes(server.pid))
+        peak = peak_memory_bytes(server.pid)
+        wanted.record.server = KeptServer(started, server.num_jobs, peak)
+        is_kept = not wanted.is_last
     finally:
         if not is_kept:
             server.end()
-        _copy_log(lease, log, said_before)
+        _copy_log(lease, wanted.log, said_before)
         if is_kept:
             lease.write(replace(server, is_held=False))
             lease.release()
@@ -133,11 +139,12 @@ def _kept_server(
             lease.forget()
 
 
-def _start(server: Server, backend: Backend, model_dir: Path, model_name: str, log: Path) -> Lease:
+def _start(wanted: _Wanted, server: Server) -> Lease:
     """A server that outlives this process, once it is ready."""
     lease = new_lease(FOLDER)
     lease.write(server)
-    models, options, hidden = server_arguments(backend, model_dir, model_name)
+    backend = wanted.backend
+    models, options, hidden = server_arguments(backend, wanted.model_dir, wanted.model_name)
     options.append(f"--stop-when-unused={lease.file.resolve()}")
     with assigned_gpus(backend.gpus) as locks, lease.log.open("ab") as said:
         process = subprocess.Popen(
@@ -154,16 +161,14 @@ def _start(server: Server, backend: Backend, model_dir: Path, model_name: str, l
     lease.write(server)
     try:
         base_url = _await_ready(process, lease.log)
-        lease.write(replace(server, base_url=base_url))
     except BaseException:
-        server.end()
-        _copy_log(lease, log)
-        lease.forget()
+        lease.end()
         raise
     if not base_url:
-        _copy_log(lease, log)
+        _copy_log(lease, wanted.log)
         lease.forget()
-        raise did_not_start(process.returncode, log)
+        raise did_not_start(process.returncode, wanted.log)
+    lease.write(replace(server, base_url=base_url))
     return lease
 
 
@@ -179,12 +184,5 @@ def _await_ready(process: subprocess.Popen[bytes], log: Path) -> str:
 
 def _copy_log(lease: Lease, log: Path, start: int = 0) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_bytes(lease.log.read_bytes()[start:])
-
-
-def _identity(backend: Backend, model_dir: Path, model_name: str) -> str:
-    """A hash of all that a server is a function of."""
-    files = [file.stat() for file in sorted(model_dir.iterdir())]
-    models, options, _ = server_arguments(backend, model_dir.resolve(), model_name)
-    parts = [models, options, backend.gpus, [(s.st_ino, s.st_size, s.st_mtime_ns) for s in files]]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    with contextlib.suppress(FileNotFoundError):  # where work/ was deleted meanwhile
+        log.write_bytes(lease.log.read_bytes()[start:])
