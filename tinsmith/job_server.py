@@ -143,33 +143,37 @@ def _start(wanted: _Wanted, server: Server) -> Lease:
     """A server that outlives this process, once it is ready."""
     lease = new_lease(FOLDER)
     lease.write(server)
+    try:
+        process = _launch(wanted, server.api_key, lease)
+        created = psutil.Process(process.pid).create_time()
+        server = replace(server, pid=process.pid, created=created, gpus=os.environ[GPUS])
+        lease.write(server)
+        base_url = _await_ready(process, lease.log)
+        if not base_url:
+            _copy_log(lease, wanted.log)
+            raise did_not_start(process.returncode, wanted.log)
+        lease.write(replace(server, base_url=base_url))
+    except BaseException:
+        lease.end()
+        raise
+    return lease
+
+
+def _launch(wanted: _Wanted, api_key: str, lease: Lease) -> subprocess.Popen[bytes]:
+    """The process, which has the locks of its GPUs, a session of its own and no pipe to this one."""
     backend = wanted.backend
     models, options, hidden = server_arguments(backend, wanted.model_dir, wanted.model_name)
     options.append(f"--stop-when-unused={lease.file.resolve()}")
     with assigned_gpus(backend.gpus) as locks, lease.log.open("ab") as said:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             server_command(models, options),
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
-            env=server_environment(hidden, server.api_key),
+            env=server_environment(hidden, api_key),
             start_new_session=True,
             pass_fds=locks,
         )
-    created = psutil.Process(process.pid).create_time()
-    server = replace(server, pid=process.pid, created=created, gpus=os.environ[GPUS])
-    lease.write(server)
-    try:
-        base_url = _await_ready(process, lease.log)
-    except BaseException:
-        lease.end()
-        raise
-    if not base_url:
-        _copy_log(lease, wanted.log)
-        lease.forget()
-        raise did_not_start(process.returncode, wanted.log)
-    lease.write(replace(server, base_url=base_url))
-    return lease
 
 
 def _await_ready(process: subprocess.Popen[bytes], log: Path) -> str:
