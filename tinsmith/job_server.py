@@ -160,7 +160,7 @@ def _start(wanted: _Wanted, server: Server) -> Lease:
 
 
 def _launch(wanted: _Wanted, api_key: str, lease: Lease) -> subprocess.Popen[bytes]:
-    """The process, which has the locks of its GPUs, a session of its own and no pipe to this one."""
+    """Its process, with the locks of its GPUs, in a session of its own and without a pipe to us."""
     backend = wanted.backend
     models, options, hidden = server_arguments(backend, wanted.model_dir, wanted.model_name)
     options.append(f"--stop-when-unused={lease.file.resolve()}")
