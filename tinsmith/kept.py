@@ -48,6 +48,10 @@ class Server:
     def is_alive(self) -> bool:
         return self.pid != 0 and is_alive(self.pid, self.created)
 
+    def fits(self, identity: str, workflow: Workflow) -> bool:
+        """Whether a job can have it, whose last one did not die."""
+        return not self.is_held and (self.identity, self.workflow) == (identity, workflow)
+
     def answers(self) -> bool:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
@@ -148,12 +152,13 @@ def take(identity: str, workflow: Workflow, folder: Path = FOLDER) -> Lease | No
     found: Lease | None = None
     for lease in _unused(folder):
         server = lease.read()
-        fits = server is not None and (server.identity, server.workflow) == (identity, workflow)
-        if found is None and fits and server and not server.is_held and server.answers():
+        if server is None or not server.fits(identity, workflow):
+            lease.end()
+        elif found is not None:
+            lease.release()  # for another job
+        elif server.answers():
             found = lease
             lease.write(replace(server, is_held=True, num_jobs=server.num_jobs + 1))
-        elif fits and server and not server.is_held:
-            lease.release()
         else:
             lease.end()
     return found

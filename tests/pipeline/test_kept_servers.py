@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.pipeline.workflow import ROOT, Workflow, wait_for
 from tinsmith.config import Backend
 from tinsmith.kept import FOLDER, end_unused
-from tinsmith.workflow import announce
+from tinsmith.workflow import announce, is_alive
 
 # What a rule's program does, with a server: says which one and which GPUs, and waits.
 JOB = """
@@ -30,9 +29,8 @@ record, log = JobRecord(), Path(sys.argv[3])
 backend = Backend(**json.loads(sys.argv[2]))
 with connect_job(backend, Path(sys.argv[1]), "qwen3", log, record) as service:
     service.create_sampling_client(base_model="qwen3").result()
-    servers = [json.loads(file.read_text()) for file in FOLDER.glob("*.json")]
-    ours = next(s for s in servers if s["base_url"] == os.environ["TINKER_BASE_URL"])
-    print(json.dumps(ours), flush=True)
+    said = [file.read_text() for file in FOLDER.glob("*.json")]
+    print(*[text for text in said if os.environ["TINKER_BASE_URL"] in text], flush=True)
     if sys.stdin.readline() == "fail\\n":
         sys.exit(1)
 print(record.server.num_jobs_before, record.server.peak_memory_bytes, flush=True)
@@ -68,8 +66,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     end_unused(tmp_path / FOLDER)
 
 
-def await_end(pid: int, log: Path) -> None:
-    wait_for(lambda: not psutil.pid_exists(pid), log, timeout_s=60)
+def runs(server: dict[str, Any]) -> bool:
+    return is_alive(server["pid"], server["created"])
+
+
+def await_end(server: dict[str, Any], log: Path) -> None:
+    wait_for(lambda: not runs(server), log, timeout_s=60)
 
 
 def test_jobs_share_a_server_one_after_the_other_until_one_fails(
@@ -89,7 +91,7 @@ def test_jobs_share_a_server_one_after_the_other_until_one_fails(
     third = Job(qwen3_dir, folder, "third")
     assert third.server()["pid"] == server["pid"]
     third.end("fail")
-    await_end(server["pid"], third.log)
+    await_end(server, third.log)
     assert list((folder / FOLDER).iterdir()) == []
 
 
@@ -97,12 +99,12 @@ def test_a_killed_jobs_server_ends_and_two_jobs_at_once_have_two(
     qwen3_dir: Path, folder: Path
 ) -> None:
     jobs = [Job(qwen3_dir, folder, name) for name in ("first", "second")]
-    pids = [job.server()["pid"] for job in jobs]
-    assert pids[0] != pids[1]
+    servers = [job.server() for job in jobs]
+    assert servers[0]["pid"] != servers[1]["pid"]
     jobs[0].process.send_signal(signal.SIGKILL)
     jobs[0].process.communicate()
-    await_end(pids[0], jobs[0].log)
-    assert psutil.pid_exists(pids[1])
+    await_end(servers[0], jobs[0].log)
+    assert runs(servers[1])
     assert jobs[1].end()[0] == 0
 
 
@@ -113,10 +115,10 @@ def test_a_gpu_of_a_waiting_server_is_free_for_a_job_with_other_settings(
     first = Job(qwen3_dir, folder, "first", gpus=1)
     server = first.server()
     first.end()
-    assert psutil.pid_exists(server["pid"])
+    assert runs(server)
     second = Job(qwen3_dir, folder, "second", gpus=1, token_budget=512)
     other = second.server()
-    assert not psutil.pid_exists(server["pid"])
+    assert not runs(server)
     assert other["gpus"] == server["gpus"] == os.environ["CUDA_VISIBLE_DEVICES"]
     second.end()
 
