@@ -191,8 +191,9 @@ def await_disuse(file: Path) -> None:
             continue
         now, server = time.monotonic(), lease.read()
         unused_since = unused_since or now
-        is_over = server is None or server.is_held or not server.workflow.is_alive()
-        if is_over or not is_file(file, descriptor):
+        if server is None or server.is_held or not server.workflow.is_alive():
+            break
+        if not is_file(file, descriptor):
             break
         if now - unused_since > server.workflow.keep_s:
             break
