@@ -76,7 +76,7 @@ def check_hosted(model_names: Sequence[str]) -> None:
     if not key:
         raise TinsmithError(
             f"{KEY} must be set for backend.kind 'hosted', the hosted service; set it, or"
-            " choose backend.kind: local (config.yaml: backend.kind, or TINKER_BACKEND)"
+            " choose backend.kind: local (backend.kind in the config, or TINKER_BACKEND)"
         )
     try:
         capabilities = _capabilities().result(timeout=HOSTED_TIMEOUT_S)
@@ -89,7 +89,7 @@ def check_hosted(model_names: Sequence[str]) -> None:
     for name in model_names:
         if name not in offered:
             raise TinsmithError(
-                f"the hosted service must offer {name!r} (config.yaml: model.name), and does not"
+                f"the hosted service must offer {name!r} (model.name in the config), and does not"
                 f"{nearest(name, offered)}"
             )
 

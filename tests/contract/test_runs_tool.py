@@ -75,6 +75,8 @@ def test_a_cancelled_run_stops_with_what_it_had_queued_and_others_go_on(
         assert row == {"cancelled": run.model_id, "with": [run.model_id]}
         with pytest.raises(tinker.RequestFailedError, match="was cancelled"):
             queued[8].result(timeout=120)  # the eighth behind the one that runs, so in the queue
+        with pytest.raises(tinker.TinkerError, match=r"the run was cancelled; go on from .*kept"):
+            run.optim_step(tinker.AdamParams(learning_rate=1e-4)).result(timeout=120)
         train(other, 1)
         assert served.core.engine.num_queued == 0
         assert state in tool(capsys, "--run", run.model_id)["checkpoints"]

@@ -23,6 +23,8 @@ SAVED_BY = {
     "sampler_weights": "save_weights_for_sampler",
     "external_weights": "save_weights_external",
 }
+# The detail of a session's end that a cancelled run has brought about.
+CANCELLED = "cancelled"
 
 
 class NotFound(TinsmithError):
@@ -104,7 +106,14 @@ class Core:
             if states
             else "no state of it was saved, so start again with create_lora_training_client"
         )
-        return NotFound(f"{message}: the server was restarted, or the session has ended; {advice}")
+        session = self.store.sessions.find(model_id.split(":")[0])
+        is_cancelled = session and session.ended and session.ended.get("detail") == CANCELLED
+        why = (
+            "the run was cancelled"
+            if is_cancelled
+            else "the server was restarted, or the session has ended"
+        )
+        return NotFound(f"{message}: {why}; {advice}")
 
 
 def refuse_access_token(token: str | None) -> None:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from structlog.contextvars import bind_contextvars
 
-from tinsmith.backend.core import Core, NotFound
+from tinsmith.backend.core import CANCELLED, Core, NotFound
 from tinsmith.backend.futures import JsonResult
 from tinsmith.backend.samplers import Samplers
 from tinsmith.backend.silence import SESSION_TIMEOUT_S, Silence
@@ -83,7 +83,7 @@ def _add_cancel(
         core.require_session(session_id)
         training.cancel(session_id)
         silence.forget(session_id)
-        end(session_id, {"reason": {"type": "interrupted"}, "detail": "cancelled"})
+        end(session_id, {"reason": {"type": "interrupted"}, "detail": CANCELLED})
         log.warning("run cancelled", model_id=model_id, session_id=session_id)
         return {
             "session_id": session_id,
