@@ -51,7 +51,7 @@ def main() -> None:
             OURS: _tinsmith_step(client, directory, texts),
             "TRL GRPOTrainer": _trl_step(arguments, directory, texts, Path(scratch)),
         }
-        rows = [Row([0] * (PROMPT_TOKENS + MAX_TOKENS))] * (len(texts) * NUM_SAMPLES)
+        rows = [Row([0] * (PROMPT_TOKENS + MAX_TOKENS), PROMPT_TOKENS)] * (len(texts) * NUM_SAMPLES)
         asks = [Ask([0] * PROMPT_TOKENS, NUM_SAMPLES, MAX_TOKENS)] * len(texts)
         flops = weights.training_flops(rows) + weights.sampling_flops(asks)
         contenders = [Contender(side, run, num_tokens, flops) for side, run in sides.items()]

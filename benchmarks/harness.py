@@ -20,6 +20,7 @@ from benchmarks.clock import Measurement
 from benchmarks.models import FOR_A_CPU, PRESETS, make_model
 from tinsmith.errors import TinsmithError
 from tinsmith.files import write_json
+from tinsmith.metadata import git_commit
 from tinsmith.serving import Endpoint, local_server
 
 ROOT = Path(__file__).parents[1]
@@ -218,6 +219,7 @@ def _record(
     return {
         "title": title,
         "command": f"python -m {spec.name}",
+        "commit": git_commit(),
         "hardware": hardware(),
         "settings": settings,
         "product_flops_per_s": rate,

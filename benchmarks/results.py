@@ -108,13 +108,19 @@ def _comparisons(found: Sequence[Record]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for one in found:
-        command = f"`{one['command']}`"
+        command = _command(one)
         for case in one["cases"]:
             name = case["name"]
             for side in case["sides"]:
                 lines.append(_row(one, command, name, side, case["sides"][-1]))
                 command = name = ""
     return "\n".join(lines) + "\n"
+
+
+def _command(one: Record) -> str:
+    """What was run, and of which commit."""
+    commit, dash, dirty = (one["commit"] or "").partition("-")
+    return f"`{one['command']}`" + (f" ({commit[:7]}{dash}{dirty})" if commit else "")
 
 
 def _row(one: Record, command: str, name: str, side: Record, peer: Record) -> str:
@@ -136,7 +142,7 @@ def tokens_per_s(side: Record) -> float:
 def _figures(found: Sequence[Record]) -> str:
     lines = ["| command | what | value |", "|---|---|---|"]
     for one in found:
-        command = f"`{one['command']}`"
+        command = _command(one)
         for figure in one["figures"]:
             lines.append(
                 f"| {command} | {figure['name']} | {figure['value']:.4g} {figure['unit']} |"

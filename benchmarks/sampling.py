@@ -36,7 +36,7 @@ from benchmarks.work import (
 )
 
 MAX_ROWS = 64  # of one call of generate
-MAX_CONTINUOUS_ROWS, MAX_BATCH_TOKENS, PAGE_TOKENS = 64, 1024, 32
+MAX_CONTINUOUS_ROWS, MAX_BATCH_TOKENS, PAGE_TOKENS = 256, 1024, 32
 CASES: dict[str, Callable[[], list[Ask]]] = {
     "64 ragged prompts": ragged_asks,
     "16 prompts x 8 samples": grouped_asks,

@@ -61,10 +61,11 @@ def main() -> None:
         base = base_reference(settings.model_name, args.model)
         run = args.checkpoint.parent.parent
         story = read_run(run), base, read_evaluation(run / BASE)
-        write_adapter(args.weights, args.adapter, base, adapter_card(*story))
-        write_merged(args.model, args.adapter, args.merged, precision, merged_card(*story))
+        # Before the merge, which wants the memory of the server that this ends.
         sequences = _sequences(args, settings)
         expected = _backend_logprobs(args, checkpoint, sequences, locks, record)
+        write_adapter(args.weights, args.adapter, base, adapter_card(*story))
+        write_merged(args.model, args.adapter, args.merged, precision, merged_card(*story))
         write_json(args.check, _check(args, sequences, expected, precision))
 
 

@@ -35,8 +35,8 @@ class Environment:
         found = sorted(self.folder.glob("lib/python3*/site-packages"))
         if not found or not self.python.is_file():
             raise TinsmithError(
-                f"there is no {self.python}; `make {self.name}` in Tinsmith's folder makes"
-                " that environment"
+                f"there is no {self.python}; in Tinsmith's folder remove {self.folder}, if it is"
+                f" there, and run `make {self.name}`, which makes that environment"
             )
         pins = self.root / "envs" / f"{self.name}.txt"
         installed = _installed(found[0])
@@ -45,8 +45,8 @@ class Environment:
             if version is None or not is_pinned(version, pinned):
                 raise TinsmithError(
                     f"{self.folder} must hold {name} {pinned}, which {pins} pins, but has"
-                    f" {version or 'none'}; remove {self.stamp} and run `make {self.name}`, which"
-                    " brings it up to date"
+                    f" {version or 'none'}; remove {self.folder} and run `make {self.name}`, which"
+                    " makes it anew"
                 )
         return found[0]
 

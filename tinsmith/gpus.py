@@ -54,11 +54,16 @@ def assigned_gpus(count: int, folder: Path = LOCKS) -> Iterator[tuple[int, ...]]
         raise TinsmithError(_too_few(count, len(gpus)))
     with ExitStack() as stack:
         taken = _take(count, gpus, folder, stack)
-        # nvidia-smi and SLURM count in the order of the bus; CUDA by itself puts the fastest first.
-        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        os.environ[VARIABLE] = ",".join(gpu.name for gpu in taken)
+        show_gpus(",".join(gpu.name for gpu in taken))
         logger.info("GPU %s of %s", os.environ[VARIABLE], os.uname().nodename)
         yield tuple(taken.values())
+
+
+def show_gpus(names: str) -> None:
+    """Let this process and its children see these GPUs alone, numbered in this order."""
+    # nvidia-smi and SLURM count in the order of the bus; CUDA by itself puts the fastest first.
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    os.environ[VARIABLE] = names
 
 
 def ask_driver(*fields: str) -> list[dict[str, str]]:
@@ -106,8 +111,8 @@ def _take(count: int, gpus: list[Gpu], folder: Path, stack: ExitStack) -> dict[G
         if not is_told:
             logger.info("waiting for %d of %d GPUs, which other jobs have", count, len(gpus))
             is_told = True
-        end_unused()  # a server of this workflow that waits for a job may have them
         with prompt_sigterm():
+            end_unused()  # a server of this workflow that waits for a job may have them
             time.sleep(POLL_S)
 
 

@@ -20,7 +20,7 @@ import tinker
 from tinsmith.cli import new_api_key
 from tinsmith.config import Backend
 from tinsmith.gpus import VARIABLE as GPUS
-from tinsmith.gpus import assigned_gpus
+from tinsmith.gpus import assigned_gpus, show_gpus
 from tinsmith.kept import FOLDER, Lease, Server, forget_peak, new_lease, peak_memory_bytes, take
 from tinsmith.metadata import JobRecord, KeptServer
 from tinsmith.serving import (
@@ -55,7 +55,7 @@ class _Wanted:
         models, options, _ = server_arguments(
             self.backend, self.model_dir.resolve(), self.model_name
         )
-        stats = [file.stat() for file in sorted(self.model_dir.iterdir())]
+        stats = [file.stat() for file in sorted(self.model_dir.iterdir()) if file.is_file()]
         files = [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
         text = json.dumps([models, options, self.backend.gpus, files])
         return hashlib.sha256(text.encode()).hexdigest()
@@ -115,7 +115,7 @@ def _kept_server(wanted: _Wanted, workflow: Workflow) -> Iterator[Endpoint]:
         lease = _start(wanted, Server(identity, workflow, new_api_key()))
     server = lease.read()
     assert server is not None
-    os.environ[GPUS] = server.gpus
+    show_gpus(server.gpus)
     said_before = lease.log.stat().st_size if server.num_jobs else 0
     wanted.log.parent.mkdir(parents=True, exist_ok=True)
     wanted.log.write_text(f"While the job runs, what its server says is in {lease.log}\n")
@@ -125,9 +125,10 @@ def _kept_server(wanted: _Wanted, workflow: Workflow) -> Iterator[Endpoint]:
     try:
         yield Endpoint(server.base_url, server.api_key)
         started = datetime.fromtimestamp(server.created, UTC).isoformat()
-        peak = peak_memory_bytes(server.pid)
-        wanted.record.server = KeptServer(started, server.num_jobs, peak)
-        is_kept = not wanted.is_last
+        with contextlib.suppress(FileNotFoundError):  # it died with the work done
+            peak = peak_memory_bytes(server.pid)
+            wanted.record.server = KeptServer(started, server.num_jobs, peak)
+            is_kept = not wanted.is_last
     finally:
         if not is_kept:
             server.end()
@@ -154,7 +155,8 @@ def _start(wanted: _Wanted, server: Server) -> Lease:
             raise did_not_start(process.returncode, wanted.log)
         lease.write(replace(server, base_url=base_url))
     except BaseException:
-        lease.end()
+        server.end()
+        lease.forget()
         raise
     return lease
 

@@ -7,6 +7,7 @@ ends by itself: at once where its last job has died, or the workflow; else after
 
 import contextlib
 import fcntl
+import http.client
 import json
 import os
 import signal
@@ -56,7 +57,7 @@ class Server:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             opener.open(f"{self.base_url}/readyz", timeout=ANSWER_S).close()
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             return False
         return True
 
@@ -103,26 +104,32 @@ class Lease:
         os.close(self._descriptor)
 
     def remove(self) -> None:
+        """What is there of a server that has ended; the log stays where a job died with it, since
+        nobody has copied that."""
+        server = self.read()
         self.file.unlink(missing_ok=True)
-        self.log.unlink(missing_ok=True)
+        if server is None or not server.is_held:
+            self.log.unlink(missing_ok=True)
 
     def forget(self) -> None:
-        """Of a server that has ended."""
-        self.remove()
+        """Of a server that has ended, and whose log is copied."""
+        self.file.unlink(missing_ok=True)
+        self.log.unlink(missing_ok=True)
         self.release()
 
     def end(self) -> None:
-        """End the server and forget it."""
+        """End the server and remove it."""
         if server := self.read():
             server.end()
-        self.forget()
+        self.remove()
+        self.release()
 
 
 def lease_of(file: Path) -> Lease | None:
     """The lock of a server's file; None while a job has it, or where the server is gone."""
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # gone, or another user's
         return None
     if _is_locked(descriptor, PROBES) and is_file(file, descriptor):
         return Lease(file, descriptor)
@@ -138,6 +145,9 @@ def new_lease(folder: Path) -> Lease:
     os.close(os.open(file.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     if not _is_locked(descriptor, 1):
+        os.close(descriptor)
+        for left in (draft, file.with_suffix(".log")):
+            left.unlink()
         raise TinsmithError(
             f"files in {folder} must be lockable (flock), which this file system refuses; set"
             " backend.keep_s: 0, with which every job starts its own server"
@@ -156,7 +166,7 @@ def take(identity: str, workflow: Workflow, folder: Path = FOLDER) -> Lease | No
             lease.end()
         elif found is not None:
             lease.release()  # for another job
-        elif server.answers():
+        elif server.is_alive() and server.answers():
             found = lease
             lease.write(replace(server, is_held=True, num_jobs=server.num_jobs + 1))
         else:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import psutil
 
 VARIABLE = "TINSMITH_WORKFLOW"
+CLOCK_S = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def current_workflow(environment: Mapping[str, str]) -> Workflow | None:
     """The workflow whose servers this job may use; None for a command from a terminal, in a job of
     SLURM that is not the workflow's own, and in a container, which ends what it started."""
     text = environment.get(VARIABLE)
-    if not text or environment.get("APPTAINER_CONTAINER"):
+    if not text or {"APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"} & environment.keys():
         return None
     workflow = Workflow(**json.loads(text))
     is_here = workflow.host == os.uname().nodename
@@ -49,6 +50,10 @@ def is_alive(pid: int, created: float) -> bool:
     """Whether a process still runs that was created then; one with the same number is another."""
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        # The clock may have been set meanwhile, by a little.
+        return (
+            abs(process.create_time() - created) < CLOCK_S
+            and process.status() != psutil.STATUS_ZOMBIE
+        )
     except psutil.NoSuchProcess:
         return False

@@ -20,7 +20,7 @@ def test_the_page_holds_the_tables_of_what_was_measured():
 def test_a_table_holds_speeds_and_ratios_of_the_recorded_runs(tmp_path: Path):
     _record(tmp_path / "29m" / "sampling.json")
     table = results.tables(tmp_path)
-    assert "| `python -m x` | 8 prompts | ours | 2.00 | 50 | 2.00 | 50% |" in table
+    assert "| `python -m x` (0123456-dirty) | 8 prompts | ours | 2.00 | 50 | 2.00 | 50% |" in table
     assert "|  |  | peer | 4.00 | 25 | 1.00 |  |" in table
 
 
@@ -77,6 +77,7 @@ def _record(path: Path, *, every: int = 1, cpu: str = "a CPU") -> None:
     ]
     record = {
         "command": "python -m x",
+        "commit": "0123456789-dirty",
         "hardware": {"cpu": cpu},
         "settings": {"device": "cpu", "threads": 2, "repeats": 3, "every": every},
         "product_flops_per_s": 1e9,

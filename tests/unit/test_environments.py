@@ -53,7 +53,7 @@ def test_a_package_that_is_not_as_pinned_is_named_with_what_mends_it(
     assert f"must hold Some_Package 1.2, which {tmp_path}/envs/inspect.txt pins" in str(
         refused.value
     )
-    assert f"but has {found}; remove {made.stamp} and run `make inspect`" in str(refused.value)
+    assert f"but has {found}; remove {made.folder} and run `make inspect`" in str(refused.value)
 
 
 def plan_recipe() -> None:
@@ -84,7 +84,7 @@ def test_whatever_uses_an_environment_compares_it_with_its_pins_first(
 
 def test_a_missing_environment_names_the_command_that_makes_it() -> None:
     check_trackers([], Environment("trackers", Path("nowhere")))
-    with pytest.raises(TinsmithError, match=r"no nowhere/.venvs/trackers/bin/python; `make track"):
+    with pytest.raises(TinsmithError, match=r"no nowhere/.venvs/trackers/bin/python; .*run `make track"):
         check_trackers([TensorBoard(kind="tensorboard")], Environment("trackers", Path("nowhere")))
 
 

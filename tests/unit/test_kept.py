@@ -62,13 +62,28 @@ def test_a_server_waits_for_a_job_no_longer_than_it_is_told(tmp_path: Path) -> N
     assert not is_over(LOOKS_S)  # a job has it
     lease.release()
     assert is_over(PATIENCE_S)
-    assert not lease.file.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_whose_job_died_waits_for_no_other(tmp_path: Path) -> None:
+def test_a_server_whose_job_died_waits_for_no_other_and_its_log_stays(tmp_path: Path) -> None:
     lease = waiting(tmp_path, is_held=True)
     lease.release()
     assert is_disused(lease.file)(PATIENCE_S)
+    assert list(tmp_path.iterdir()) == [lease.log]
+
+
+def test_what_another_user_left_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = waiting(tmp_path)
+    lease.release()
+
+    def refuse(*_: object) -> int:  # as the kernel does to any user but root
+        raise PermissionError
+
+    monkeypatch.setattr(os, "open", refuse)
+    end_unused(tmp_path)
+    assert lease.file.exists()
 
 
 def test_a_server_whose_workflow_died_waits_for_its_job_alone(
@@ -126,7 +141,8 @@ def test_only_jobs_beside_their_workflow_share_servers() -> None:
     assert current_workflow(told) is not None
     assert current_workflow({}) is None
     assert current_workflow(told | {"SLURM_JOB_ID": "17"}) is None
-    assert current_workflow(told | {"APPTAINER_CONTAINER": "/engine.sif"}) is None
+    for runtime in ("APPTAINER", "SINGULARITY"):
+        assert current_workflow(told | {f"{runtime}_CONTAINER": "/engine.sif"}) is None
     assert current_workflow({VARIABLE: told[VARIABLE].replace(os.uname().nodename, "x")}) is None
     gone = told[VARIABLE].replace(f'"pid": {os.getpid()}', '"pid": 4194305')
     assert gone != told[VARIABLE]

@@ -13,7 +13,13 @@ from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.model.capacity import GIB
 from tinsmith.backend.vllm_sampler import launch
 from tinsmith.backend.vllm_sampler.launch import Place, check_place, launch_of
-from tinsmith.backend.vllm_sampler.share import ALONE, CONTEXT_BYTES, Demand, choose_share
+from tinsmith.backend.vllm_sampler.share import (
+    ALONE,
+    CONTEXT_BYTES,
+    Demand,
+    choose_share,
+    share_alone,
+)
 from tinsmith.errors import TinsmithError
 
 WEIGHTS = 16 * GIB  # of 8 billion parameters in bfloat16
@@ -24,8 +30,11 @@ def gpu(free_gib: float, total_gib: float = 80) -> tuple[int, int]:
 
 
 def test_an_engine_with_a_gpu_of_its_own_takes_nearly_all_of_it_or_what_is_given():
-    assert choose_share("auto", [], None) == ALONE
-    assert choose_share(0.97, [], None) == 0.97
+    assert share_alone("auto", 1) == ALONE
+    assert share_alone("auto", 2) == 0.45
+    assert share_alone(0.97, 1) == 0.97
+    with pytest.raises(TinsmithError, match=r"must be at most 0.33 for 3 models.*got 0.4"):
+        share_alone(0.4, 3)
 
 
 @pytest.mark.parametrize("num_engines", [1, 2])

@@ -16,6 +16,7 @@ from tinsmith.errors import TinsmithError
 MAX_CREDIT_S = 1.0
 # What an operation gets to end that may be waiting for a process that has died.
 GRACE_S = 20.0
+DEATH_POLL_S = 1.0
 # Operations that need the memory of the trainer's device.
 COMPUTING = {"create_model", "load_weights", "forward", "forward_backward", "optim_step"}
 log = structlog.stdlib.get_logger(__name__)
@@ -53,8 +54,8 @@ class Engine:
         with self._changed:
             self._is_stopping = True
             self._changed.notify()
-        if self.death is None:
-            self._thread.join()
+        while self.death is None and self._thread.is_alive():
+            self._thread.join(DEATH_POLL_S)  # `expect_end` may declare it dead meanwhile
 
     def expect_end(self, error: BaseException, grace_s: float = GRACE_S) -> None:
         """A process has died, as `error` says: if what is under way, which may be waiting for it,
@@ -69,7 +70,7 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        return self.death is None and self._thread.is_alive()
 
     @property
     def num_queued(self) -> int:

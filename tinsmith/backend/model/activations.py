@@ -47,7 +47,8 @@ def peak_bytes(
     For each token a layer keeps, for its backward, about 4 vectors of the model's width (two norms
     and what they give), 6 of the queries' (norm, rotation, keys and values by query head, result),
     2 of the keys', 4 of the gated layer's, and x A^T of each adapter; a vector of the width alone
-    if the layer is computed again, and then everything for one layer at a time. Behind the layers
+    if the layer is computed again, and then everything for one layer at a time. In 16 bits the
+    norms and every adapter keep copies of their inputs in float32 besides. Behind the layers
     stand one block of logits, three times, and in front the gradient of one gated layer.
 
     `ranks`, the sum of those of all adapters, and `device_type` are given for a module that has
@@ -60,7 +61,11 @@ def peak_bytes(
     inner = getattr(config, "intermediate_size", None) or 4 * width
     if ranks is None:
         ranks = sum(a.shape[0] for _, a, _ in lora_pairs(module))
-    layer = 4 * width + 6 * heads * head_dim + 2 * kv_heads * head_dim + 4 * inner + ranks / layers
+    queries, keys = heads * head_dim, kv_heads * head_dim
+    if module.dtype.itemsize == torch.float32.itemsize:
+        layer = 4 * width + 6 * queries + 2 * keys + 4 * inner + ranks / layers
+    else:
+        layer = 14 * width + 8 * queries + 2 * keys + 5 * inner + 2 * ranks / layers
     whole = num_tokens * layer + num_repeated * 2 * heads * head_dim
     kept = num_tokens * layers * width + whole if recomputes else layers * whole
     passing = 2 * inner + 4 * width

@@ -20,6 +20,7 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, str]] = {
 PACKED_FOR = 64
 # Outputs of the weights that MKL's products are tried on, so that a large vocabulary takes no time.
 MAX_TRIED = 4096
+MAX_ROWS_TRIED = 1024
 
 
 class PackedLinear(nn.Module):
@@ -99,11 +100,15 @@ def _packing(num_outputs: int, num_inputs: int) -> str:
         return "onednn"
     num_outputs = min(num_outputs, MAX_TRIED)
     weight = torch.linspace(-1, 1, num_outputs * num_inputs).view(num_outputs, num_inputs).sin_()
-    x = torch.linspace(-3, 3, 3 * PACKED_FOR * num_inputs).view(-1, num_inputs).cos_()
+    x = torch.linspace(-3, 3, MAX_ROWS_TRIED * num_inputs).view(-1, num_inputs).cos_()
     packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, PACKED_FOR)
     y = torch.ops.mkl._mkl_linear(x, packed, weight, None, len(x))
     is_right = torch.allclose(y, F.linear(x, weight), rtol=0, atol=1e-5 * num_inputs)
-    for rows in (*range(1, 18), PACKED_FOR - 1, PACKED_FOR, PACKED_FOR + 1):
-        part = torch.ops.mkl._mkl_linear(x[:rows], packed, weight, None, rows)
-        is_right = is_right and torch.equal(part, y[:rows])
+    for bias in (None, weight[:, 0].contiguous()):
+        y = torch.ops.mkl._mkl_linear(x, packed, weight, bias, len(x))
+        for start in (0, 1):  # where in memory the rows stand
+            for rows in (*range(1, 18), PACKED_FOR - 1, PACKED_FOR, PACKED_FOR + 1):
+                part = x[start : start + rows]
+                z = torch.ops.mkl._mkl_linear(part, packed, weight, bias, rows)
+                is_right = is_right and torch.equal(z, y[start : start + rows])
     return "mkl" if is_right else "onednn"

@@ -223,7 +223,7 @@ class Holder:
             torch.cuda.empty_cache()
 
     def _start_process(self) -> None:
-        self._take_room()
+        torch.cuda.empty_cache()  # vLLM looks at what is free, whether it will sleep or not
         self._process = VllmProcess(self.launch, self._on_event)
 
     def _obituary(self, event: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from tinsmith.backend.model.base_model import BaseModel, choose_device, choose_d
 from tinsmith.backend.model.capacity import footprint
 from tinsmith.backend.sampling.memory import free_machine_bytes
 from tinsmith.backend.sampling.replica import should_merge
-from tinsmith.backend.vllm_sampler.share import Demand, choose_share
+from tinsmith.backend.vllm_sampler.share import Demand, choose_share, share_alone
 from tinsmith.errors import TinsmithError
 from tinsmith.settings import ServerSettings
 
@@ -165,7 +165,7 @@ def _share_at(place: Place, settings: ServerSettings, weights: Demand) -> float:
     """Of each engine, given the weights of the trainer and of one engine."""
     given = settings.vllm_gpu_memory_utilization
     if not place.is_shared:
-        return choose_share(given, [], None)
+        return share_alone(given, max(1, len(settings.models)) if place.gpus else 1)
     parts = weights.engine // settings.vllm_tensor_parallel_size
     demand = Demand(weights.trainer, parts, max(1, len(settings.models)))
     return choose_share(given, [torch.cuda.mem_get_info(gpu) for gpu in place.gpus], demand)

@@ -25,17 +25,26 @@ class Demand:
     num_engines: int = 1
 
 
-def choose_share(
-    given: float | str, gpus: Sequence[tuple[int, int]], demand: Demand | None
-) -> float:
-    """Each engine's share of the memory of GPUs with `(free, total)` bytes: what is given, or for
-    auto what is left. Without a demand on them by others they are an engine's own.
+def share_alone(given: float | str, num_engines: int) -> float:
+    """Each engine's share of GPUs that the trainer does not use."""
+    limit = _floor(1 / num_engines)
+    if given == "auto":
+        return _floor(ALONE / num_engines)
+    if float(given) > limit:
+        raise TinsmithError(
+            f"vllm_gpu_memory_utilization must be at most {limit} for {num_engines} models, each "
+            f"with an engine on the same GPUs, got {given}; lower it, or leave it at auto"
+        )
+    return float(given)
+
+
+def choose_share(given: float | str, gpus: Sequence[tuple[int, int]], demand: Demand) -> float:
+    """Each engine's share of the memory of GPUs with `(free, total)` bytes that the trainer uses
+    too: what is given, or for auto what is left.
 
     vLLM starts if so much is free, with a context beside it. Refused, with what to set, where it
     would not start or could not hold its weights.
     """
-    if demand is None:
-        return ALONE if given == "auto" else float(given)
     limit = min(_most(free - demand.trainer, total, demand.num_engines) for free, total in gpus)
     least = max(demand.engine / total for _, total in gpus)
     if least > limit:
