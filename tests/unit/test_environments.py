@@ -84,7 +84,7 @@ def test_whatever_uses_an_environment_compares_it_with_its_pins_first(
 
 def test_a_missing_environment_names_the_command_that_makes_it() -> None:
     check_trackers([], Environment("trackers", Path("nowhere")))
-    with pytest.raises(TinsmithError, match=r"no nowhere/.venvs/trackers/bin/python; .*run `make track"):
+    with pytest.raises(TinsmithError, match=r"no nowhere/.*/bin/python; .*run `make track"):
         check_trackers([TensorBoard(kind="tensorboard")], Environment("trackers", Path("nowhere")))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tests.datums import gspo_data, policy_data, top_k_data
 from tests.losses import CASES
+from tests.unit.test_shared_prompts import in_dtype
 from tests.unit.test_trainer import PLAIN, are_equal, make_trainer, weights
 from tinsmith.backend.model.adapter import LoraSettings, attach_adapter, lora_pairs
 from tinsmith.backend.model.base_model import BaseModel, backbone
@@ -87,12 +88,8 @@ def scored(
 @pytest.fixture
 def base64(base: BaseModel) -> Iterator[BaseModel]:
     """The base in float64, so that only a wrong sum can make a difference; put back afterwards."""
-    tensors = [*base.module.parameters(), *base.module.buffers()]
-    before = [tensor.data for tensor in tensors]
-    base.module.double()
-    yield base
-    for tensor, data in zip(tensors, before, strict=True):
-        tensor.data = data
+    with in_dtype(base, torch.float64):
+        yield base
 
 
 def assert_same(

@@ -53,14 +53,20 @@ def grouped(data: Sequence[Datum], prompt: int = 18) -> list[Datum]:
 @contextmanager
 def in_dtype(base: BaseModel, dtype: torch.dtype) -> Iterator[BaseModel]:
     """The base in another type; put back afterwards, since it is shared."""
-    tensors = [*base.module.parameters(), *base.module.buffers()]
-    before = [tensor.data for tensor in tensors]
+    before = [(parameter, parameter.data) for parameter in base.module.parameters()]
+    buffers = [
+        (module, name, buffer)
+        for module in base.module.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     torch.nn.Module.to(base.module, dtype)
     try:
         yield base
     finally:
-        for tensor, data in zip(tensors, before, strict=True):
-            tensor.data = data
+        for parameter, data in before:
+            parameter.data = data
+        for module, name, buffer in buffers:  # of which `to` makes new ones
+            setattr(module, name, buffer)
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
