@@ -50,8 +50,7 @@ class Watch:
         with self._changed:
             self._changed.wait_for(lambda: self.has_loss, SEEN_S)
         told = self._note(f"the ranks have lost each other ({type(error).__name__}: {error})")
-        for process in self._processes:
-            process.kill()
+        self._kill_all()
         return told
 
     def _wait(self, rank: int) -> None:
@@ -62,9 +61,12 @@ class Watch:
             self._is_over = True
         loss = self.gone(rank)
         log.critical("%s", loss)
+        self._kill_all()
+        self.on_loss(loss)
+
+    def _kill_all(self) -> None:
         for process in self._processes:
             process.kill()
-        self.on_loss(loss)
 
     def _note(self, words: str) -> RuntimeError:
         with self._changed:

@@ -34,9 +34,8 @@ class FusedLayer(nn.Module):
         self._num_queries = config.num_attention_heads
         self._num_rotated = config.num_attention_heads + config.num_key_value_heads
         # Mistral's layers all have the window that the config names.
-        self._window = (config if config.model_type == "mistral" else attention).__dict__.get(
-            "sliding_window"
-        )
+        windowed = config if config.model_type == "mistral" else attention
+        self._window: int | None = getattr(windowed, "sliding_window", None)
         self._head_scale: Tensor | None = None
         if hasattr(attention, "q_norm"):
             q, k = attention.q_norm, attention.k_norm

@@ -29,7 +29,6 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         super().__init__()
-        self.out_features = weight_OI.shape[0]
         self.bias = bias_O
         self._packing = _packing(*weight_OI.shape)
         # MKL's operator reads no more of the plain weights than their shape.

@@ -163,11 +163,11 @@ def place_of(device: torch.device, settings: ServerSettings) -> Place:
 
 def _share_at(place: Place, settings: ServerSettings, weights: Demand) -> float:
     """Of each engine, given the weights of the trainer and of one engine."""
-    given = settings.vllm_gpu_memory_utilization
+    given, num_engines = settings.vllm_gpu_memory_utilization, max(1, len(settings.models))
     if not place.is_shared:
-        return share_alone(given, max(1, len(settings.models)) if place.gpus else 1)
+        return share_alone(given, num_engines if place.gpus else 1)
     parts = weights.engine // settings.vllm_tensor_parallel_size
-    demand = Demand(weights.trainer, parts, max(1, len(settings.models)))
+    demand = Demand(weights.trainer, parts, num_engines)
     return choose_share(given, [torch.cuda.mem_get_info(gpu) for gpu in place.gpus], demand)
 
 
