@@ -9,7 +9,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
 from tinsmith.errors import TinsmithError
-from tinsmith.kept import end_unused
+from tinsmith.kept import clear, end_unused
 from tinsmith.plan import make_plan
 
 
@@ -34,7 +34,7 @@ if workflow.is_main_process:
 
 # Servers that the jobs have left to each other; they would also end by themselves.
 onsuccess:
-    end_unused()
+    clear()
 
 
 onerror:

@@ -180,6 +180,15 @@ def end_unused(folder: Path = FOLDER) -> None:
         lease.end()
 
 
+def clear(folder: Path = FOLDER) -> None:
+    """After a workflow that ended well: end its servers, and remove the logs of those whose jobs
+    died on the way."""
+    end_unused(folder)
+    for log in folder.glob("*.log"):
+        if not log.with_suffix(".json").exists():
+            log.unlink(missing_ok=True)
+
+
 def stop_when_unused(file: Path) -> None:
     """In a thread of the server itself: stop it when nobody will use it any more."""
     try:

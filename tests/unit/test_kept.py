@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tinsmith.kept import Lease, Server, await_disuse, end_unused, lease_of, new_lease, take
+from tinsmith.kept import Lease, Server, await_disuse, clear, end_unused, lease_of, new_lease, take
 from tinsmith.workflow import VARIABLE, Workflow, announce, current_workflow
 
 # Several looks of a server's; what a busy machine may take for them; and longer than any test.
@@ -65,11 +65,17 @@ def test_a_server_waits_for_a_job_no_longer_than_it_is_told(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_whose_job_died_waits_for_no_other_and_its_log_stays(tmp_path: Path) -> None:
+def test_a_server_whose_job_died_waits_for_no_other_and_its_log_stays_until_all_is_well(
+    tmp_path: Path,
+) -> None:
     lease = waiting(tmp_path, is_held=True)
     lease.release()
     assert is_disused(lease.file)(PATIENCE_S)
     assert list(tmp_path.iterdir()) == [lease.log]
+    end_unused(tmp_path)
+    assert list(tmp_path.iterdir()) == [lease.log]
+    clear(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_another_user_left_is_left_alone(
