@@ -29,7 +29,6 @@ from tinsmith.metadata import JobRecord
 from tinsmith.model_card import adapter_card, base_reference, merged_card
 from tinsmith.problems import read_problems
 from tinsmith.runs import BASE
-from tinsmith.serving import connect
 from tinsmith.tasks import make_task
 from tinsmith.trained import read_evaluation, read_run
 
@@ -97,9 +96,7 @@ def _backend_logprobs(
     server = backend_of(args), args.model, args.settings.model_name
     log = args.log.with_suffix(".server.log")
     with (
-        connect(*server, log, locks)
-        if locks
-        else connect_job(*server, log, record, is_last=True) as service,
+        connect_job(*server, log, record, is_last=True, gpu_locks=locks) as service,
         explained("asking the backend for log-probabilities"),
     ):
         path = checkpoint.checkpoints.sampler

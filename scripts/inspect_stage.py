@@ -13,11 +13,11 @@ from tinsmith.config import InspectSettings
 from tinsmith.config.inspection import HELD_OUT
 from tinsmith.errors import TinsmithError
 from tinsmith.files import write_json
-from tinsmith.gpus import assigned_gpus
 from tinsmith.inspection.plan import ENVIRONMENT
 from tinsmith.inspection.results import summarise
 from tinsmith.job import add_resources, backend_of, job, settings_of
-from tinsmith.serving import connect
+from tinsmith.job_server import connect_job
+from tinsmith.metadata import JobRecord
 
 # What Inspect takes the service for, whose address and key it finds in variables of that name.
 SERVICE = "tinsmith"
@@ -38,10 +38,10 @@ def main() -> None:
         | {str(path): path for path in args.files},
         outputs={"result": args.result, "samples": args.samples},
         seeds={"run": args.settings.seed},
-    ):
+    ) as record:
         settings: InspectSettings = args.settings
         ENVIRONMENT.find_packages()
-        log = _run_task(args, settings)
+        log = _run_task(args, settings, record)
         task = settings.task
         write_json(args.samples, log)
         write_json(
@@ -59,22 +59,17 @@ def main() -> None:
         )
 
 
-def _run_task(args: argparse.Namespace, settings: InspectSettings) -> dict[str, Any]:
+def _run_task(
+    args: argparse.Namespace, settings: InspectSettings, record: JobRecord
+) -> dict[str, Any]:
     """Inspect's log, after it has asked the server."""
     checkpoint = Checkpoint.read(args.checkpoint) if args.checkpoint else None
     model = checkpoint.checkpoints.sampler if checkpoint else settings.model_name
-    said = args.log.with_suffix(".inspect.log")
+    said, server_log = args.log.with_suffix(".inspect.log"), args.log.with_suffix(".server.log")
     with tempfile.TemporaryDirectory(prefix="inspect-", ignore_cleanup_errors=True) as scratch:
         logs = Path(scratch) / "logs"
         with (
-            assigned_gpus(args.gpus) as locks,
-            connect(
-                backend_of(args),
-                args.model,
-                settings.model_name,
-                args.log.with_suffix(".server.log"),
-                locks,
-            ),
+            connect_job(backend_of(args), args.model, settings.model_name, server_log, record),
             explained(f"evaluating {settings.stage}"),
         ):
             service = {
@@ -90,7 +85,9 @@ def _run_task(args: argparse.Namespace, settings: InspectSettings) -> dict[str, 
 def _command(settings: InspectSettings, model: str, heldout: Path, logs: Path) -> list[str]:
     task = settings.task
     command = [
-        str(ENVIRONMENT.folder / "bin" / "inspect"),
+        str(ENVIRONMENT.python),
+        "-m",
+        "inspect_ai",
         "eval",
         task.task,
         f"--model=openai-api/{SERVICE}/{model}",

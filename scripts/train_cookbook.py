@@ -28,9 +28,9 @@ from tinsmith.cookbook.logs import (
 from tinsmith.cookbook.recipes import ENVIRONMENT, Recipe, find_recipe
 from tinsmith.files import new_directory, sha256, write_text
 from tinsmith.final_checkpoint import Example, write_final
-from tinsmith.gpus import assigned_gpus
 from tinsmith.job import add_resources, backend_of, job, settings_of
-from tinsmith.serving import connect
+from tinsmith.job_server import connect_job
+from tinsmith.metadata import JobRecord
 
 # What final_checkpoint_info.json asks and trains with where the config does not say.
 QUESTION, DEFAULT_MAX_TOKENS, DEFAULT_RATE = "What is 3 + 4?", 512, 1e-4
@@ -51,13 +51,13 @@ def main() -> None:
         | {str(path): path for path in (*args.checkpoints, *args.reads, *args.files)},
         outputs={name: getattr(args, name) for name in OUTPUTS},
         seeds={"run": args.settings.seed},
-    ):
-        _train(args, args.settings)
+    ) as record:
+        _train(args, args.settings, record)
     # Not before the job's record is written: what is killed until then goes on from here.
     shutil.rmtree(args.work)
 
 
-def _train(args: argparse.Namespace, settings: CookbookSettings) -> None:
+def _train(args: argparse.Namespace, settings: CookbookSettings, record: JobRecord) -> None:
     recipe = find_recipe(settings.stage.recipe, ENVIRONMENT.find_packages())
     runs = _working_folder(args, settings, recipe)
     arguments = recipe_arguments(
@@ -71,8 +71,7 @@ def _train(args: argparse.Namespace, settings: CookbookSettings) -> None:
     read = {runs / log.parent.relative_to(folder) for folder, log in logs}
     backend, server_log = backend_of(args), args.log.with_suffix(".server.log")
     with (
-        assigned_gpus(args.gpus) as locks,
-        connect(backend, args.model, settings.model_name, server_log, locks) as service,
+        connect_job(backend, args.model, settings.model_name, server_log, record) as service,
         explained(f"training stage {settings.stage.name}"),
     ):
         said = args.log.with_suffix(".recipe.log")

@@ -8,8 +8,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,31 +70,34 @@ def connect_job(
     record: JobRecord,
     *,
     is_last: bool = False,
+    gpu_locks: Sequence[int] = (),
 ) -> Iterator[tinker.ServiceClient]:
     """As `connect`, with the GPUs that the backend asks for; the time until there is a client
     counts as set-up.
 
     A local server may be one that has served other jobs of the workflow, one at a time, and serves
-    more after this one, unless that `is_last`; `record` then says so.
+    more after this one, unless that `is_last`; `record` then says so. Where the job has its GPUs
+    already, and is to have them after the server, their `gpu_locks` say so.
     """
     asked_s = time.monotonic()
-    with _client(_Wanted(backend, model_dir, model_name, log, record, is_last)) as service:
+    wanted = _Wanted(backend, model_dir, model_name, log, record, is_last)
+    with _client(wanted, gpu_locks) as service:
         record.set_up_s += time.monotonic() - asked_s
         yield service
 
 
 @contextmanager
-def _client(wanted: _Wanted) -> Iterator[tinker.ServiceClient]:
+def _client(wanted: _Wanted, gpu_locks: Sequence[int]) -> Iterator[tinker.ServiceClient]:
     backend = wanted.backend
     workflow = keeping_workflow(backend, os.environ)
-    if workflow is None:
-        with (
-            assigned_gpus(backend.gpus) as locks,
-            connect(backend, wanted.model_dir, wanted.model_name, wanted.log, locks) as service,
-        ):
+    if workflow and not gpu_locks:
+        with _kept_server(wanted, workflow) as endpoint, client_of(endpoint) as service:
             yield service
         return
-    with _kept_server(wanted, workflow) as endpoint, client_of(endpoint) as service:
+    with (
+        nullcontext(gpu_locks) if gpu_locks else assigned_gpus(backend.gpus) as locks,
+        connect(backend, wanted.model_dir, wanted.model_name, wanted.log, locks) as service,
+    ):
         yield service
 
 
