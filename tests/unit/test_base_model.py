@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tinsmith.backend.model.base_model import BaseModel, choose_device, load_base_models
@@ -70,10 +71,31 @@ def test_layers_that_the_sampler_cannot_cache_are_refused(qwen3_dir: Path, tmp_p
 
 
 def test_a_gpu_that_is_not_there_is_said():
-    import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert choose_device("auto").type == "cpu"
     with pytest.raises(TinsmithError, match="sees no CUDA device on this machine"):
         choose_device("cuda:0")
+
+
+@pytest.mark.parametrize(("kind", "context"), [("longrope", 31), ("default", None)])
+def test_a_model_is_served_as_far_as_its_rotation_is_the_same_in_every_batch(
+    kind: str, context: int | None, llama_dir: Path, tmp_path: Path
+):
+    shutil.copytree(llama_dir, tmp_path / "model")
+    config = json.loads((llama_dir / "config.json").read_text())
+    factors = {"short_factor": 1.0, "long_factor": 4.0}
+    rope: dict[str, object] = {
+        name: [value] * (config["head_dim"] // 2) for name, value in factors.items()
+    }
+    rope |= {"rope_type": kind, "rope_theta": 1e4, "original_max_position_embeddings": 32}
+    config["rope_parameters"] = rope
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    base = load(tmp_path / "model")
+
+    assert base.context_length == (context or config["max_position_embeddings"])
+    alone, beside = (torch.arange(1, 1 + length)[None] for length in (32, 33))
+    with torch.no_grad():
+        difference = base.module(alone).logits - base.module(beside).logits[:, :32]
+    assert (difference.abs().max() > 1e-2) == (kind == "longrope")

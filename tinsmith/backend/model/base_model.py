@@ -131,7 +131,7 @@ def _load(
         source=source,
         module=module,
         tokenizer=tokenizer,
-        context_length=config.get_text_config().max_position_embeddings,
+        context_length=_context_length(name, config),
         eos_token_ids=_eos_token_ids(name, tokenizer),
         shards=shards,
     )
@@ -194,6 +194,31 @@ def _check_layers(name: str, config: Any) -> None:
             f"--model {name}: layers of type {', '.join(sorted(unknown))} are not supported; "
             "the sampler keeps keys and values of attention layers only"
         )
+
+
+def _context_length(name: str, config: Any) -> int:
+    """Tokens of the longest sequence. A model of the kind `longrope` (Ding et al. 2024, arXiv
+    2402.13753) rotates all tokens otherwise where one lies beyond a certain position, so that
+    results would depend on what else is in a batch; it is served up to there, less the one that
+    vLLM, which rotates by the longest sequence it is made for, samples behind the context."""
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    whole, kinds = text.max_position_embeddings, [rope, *rope.values()]
+    limits = [
+        kind["original_max_position_embeddings"] - 1
+        for kind in kinds
+        if isinstance(kind, dict) and kind.get("rope_type") == "longrope"
+    ]
+    if not limits or whole <= min(limits):
+        return whole
+    log.warning(
+        "%s: longrope rotates tokens by the length of other sequences beyond %d tokens; the model "
+        "is served with this context, not with its %d",
+        name,
+        min(limits),
+        whole,
+    )
+    return min(limits)
 
 
 def _eos_token_ids(name: str, tokenizer: Any) -> tuple[int, ...]:
