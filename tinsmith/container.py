@@ -33,7 +33,7 @@ def build_image(
     """Build `image` from `definition`, whole or not at all."""
     apptainer = _apptainer(f"to build {image}")
     if base is None and definition.stem == "engine-cuda":
-        raise TinsmithError(f"config.yaml: container.base is required for {image}: {NVIDIA_BASE}")
+        raise TinsmithError(f"container.base is required for {image}: {NVIDIA_BASE}")
     draft = image.with_name(f".{image.name}.draft")
     arguments = {"commit": commit, **_base_arguments(base)}
     command = [apptainer, "build", "--force", *options]
@@ -130,7 +130,7 @@ def _base_arguments(base: str | None) -> dict[str, str]:
     if not is_remote and Path(base).exists():
         return {"bootstrap": "localimage", "base": base}
     raise TinsmithError(
-        "config.yaml: container.base must be an image file or folder that exists, or begin with"
+        "container.base must be an image file or folder that exists, or begin with"
         f" {', '.join(f'{agent}://' for agent in _AGENTS)}, got {base!r}"
     )
 

@@ -51,7 +51,7 @@ def prepare_data(data: Data, train: Path, heldout: Path, stats: Path) -> None:
     if data.held_out >= len(problems):
         raise TinsmithError(
             f"{counted.source}: data.held_out must be below the number of distinct problems,"
-            f" {len(problems)}, got {data.held_out} (config.yaml: data.held_out)"
+            f" {len(problems)}, got {data.held_out} (config: data.held_out)"
         )
     train_problems, heldout_problems = split(problems, data.held_out, data.split_seed)
     counted.num_problems = len(problems)

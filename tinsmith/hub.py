@@ -52,7 +52,7 @@ def load_hub_dataset(data: HubData) -> Iterable[dict[str, Any]]:
     except ValueError as error:
         raise TinsmithError(
             f"dataset {data.name} must have the subset {data.subset!r} and the split {data.split!r}"
-            f" (config.yaml: data.subset, data.split): {error}"
+            f" (config: data.subset, data.split): {error}"
         ) from error
 
 
@@ -115,7 +115,7 @@ def _plainly(fetch: Callable[[], _Result], what: str, section: str, revision: st
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import errors
 
-    where = f"config.yaml: {section}"
+    where = f"config: {section}"
     try:
         return fetch()
     except (errors.RepositoryNotFoundError, DatasetNotFoundError) as error:

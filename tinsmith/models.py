@@ -30,17 +30,17 @@ def prepare_model(settings: ModelSettings, directory: Path, download: Path) -> N
 def check_model_directory(directory: Path) -> None:
     """Refuse, before anything loads it, what transformers could not load as a causal model."""
     if not directory.is_dir():
-        raise TinsmithError(f"model directory {directory} must exist (config.yaml: model.path)")
+        raise TinsmithError(f"model directory {directory} must exist (config: model.path)")
     config = _json_object(directory / "config.json", "the model's architecture")
     if "model_type" not in config:
         raise TinsmithError(
             f"{directory / 'config.json'} must name a model_type; is {directory} an adapter"
-            " and not a model? (config.yaml: model.path)"
+            " and not a model? (config: model.path)"
         )
     if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
         raise TinsmithError(
             f"model directory {directory} must hold a tokenizer, one of"
-            f" {', '.join(_TOKENIZER_FILES)}, but has none (config.yaml: model.path)"
+            f" {', '.join(_TOKENIZER_FILES)}, but has none (config: model.path)"
         )
     _check_weights(directory)
 
@@ -59,7 +59,7 @@ def _check_weights(directory: Path) -> None:
         raise TinsmithError(
             f"model directory {directory} must hold its weights as safetensors, but"
             f" {', '.join(missing[:3]) or 'every shard'} is missing or empty{hint}"
-            " (config.yaml: model.path)"
+            " (config: model.path)"
         )
 
 
@@ -67,7 +67,7 @@ def _json_object(path: Path, what: str) -> dict:
     if not path.is_file():
         raise TinsmithError(
             f"model directory {path.parent} must hold {path.name}, {what}, but has none"
-            " (config.yaml: model.path)"
+            " (config: model.path)"
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -14,9 +14,9 @@ def check_named(config: Config) -> None:
     if isinstance(model, PathModel):
         check_model_directory(Path(model.path))
     if isinstance(data, FileData) and not Path(data.path).is_file():
-        raise TinsmithError(f"config.yaml: data.path must be a file, got {data.path!r}")
+        raise TinsmithError(f"data.path must be a file, got {data.path!r}")
     if image is not None and not Path(image).is_file():
-        raise TinsmithError(f"config.yaml: container.image must be a file, got {image!r}")
+        raise TinsmithError(f"container.image must be a file, got {image!r}")
     _check_user_classes(config)
 
 

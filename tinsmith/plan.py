@@ -22,6 +22,7 @@ from tinsmith.config.environment import origins
 from tinsmith.config.merging import merged, typed
 from tinsmith.container_plan import ContainerPlan
 from tinsmith.cookbook.plan import CookbookPlan
+from tinsmith.errors import TinsmithError
 from tinsmith.inspection.plan import InspectPlan
 from tinsmith.named import check_named
 from tinsmith.report.results import reported_files
@@ -44,10 +45,13 @@ def make_plan(command_line: Any) -> "Plan":
         values = merged(values, yaml.safe_load(file.read_text(encoding="utf-8")))
     values = merged(values, typed(command_line.config))
     name = ", ".join(file.name for file in files)
-    runs = expand(check(values, name))
-    for run in runs.values():
-        check_named(run.config)
-    CookbookPlan(runs).check()
+    runs = expand(check(values, name), name)
+    try:
+        for run in runs.values():
+            check_named(run.config)
+    except TinsmithError as error:
+        raise TinsmithError(f"{name}: {error}") from error
+    CookbookPlan(runs).check(name)
     InspectPlan(runs).check()
     return Plan(runs, origins(values, os.environ, name))
 

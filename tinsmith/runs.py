@@ -138,23 +138,24 @@ class RunConfig:
         return f"work/{self.name}/{stage}-{_hash8(''.join(parts))}"
 
 
-def expand(config: Config) -> dict[str, RunConfig]:
-    """Every seed times every combination of the swept values, by the run's name."""
+def expand(config: Config, source: str = "config.yaml") -> dict[str, RunConfig]:
+    """Every seed times every combination of the swept values, by the run's name; `source` is the
+    config's file in what is said of it."""
     keys = list(config.sweep)
     runs: dict[str, RunConfig] = {}
     for chosen in itertools.product(*config.sweep.values()):
         swept = dict(zip(keys, chosen, strict=True))
         said = ", ".join(f"{key} = {value}" for key, value in swept.items())
-        values = replaced(config, swept, "config.yaml")
-        resolved = check_section(Config, values, f"config.yaml: sweep ({said})")
+        values = replaced(config, swept, source)
+        resolved = check_section(Config, values, f"{source}: sweep ({said})")
         for seed in config.seeds:
             run = RunConfig(_run_name(seed, swept), seed, swept, resolved)
             if run.name in runs:
                 raise TinsmithError(
-                    f"config.yaml: sweep must give every run its own name, got {run.name!r} twice"
+                    f"{source}: sweep must give every run its own name, got {run.name!r} twice"
                 )
             runs[run.name] = run
-    _refuse_shared_keys(runs)
+    _refuse_shared_keys(runs, source)
     return runs
 
 
@@ -187,12 +188,12 @@ def _in_a_name(value: Any) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", str(value)).strip("-") or "none"
 
 
-def _refuse_shared_keys(runs: dict[str, RunConfig]) -> None:
+def _refuse_shared_keys(runs: dict[str, RunConfig], source: str) -> None:
     """A hub model's folder bears its name alone, so two revisions cannot stand side by side."""
     models: dict[str, ModelSettings] = {}
     for run in runs.values():
         if models.setdefault(run.model_key, run.model_settings()) != run.model_settings():
             raise TinsmithError(
-                "config.yaml: sweep must not give one model two revisions or paths of the same"
+                f"{source}: sweep must not give one model two revisions or paths of the same"
                 f" name, got both for {run.model_key!r}; run them one after the other"
             )

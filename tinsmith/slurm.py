@@ -162,7 +162,7 @@ def _fault(rule: str, profile: Profile, asked: Mapping[str, Any]) -> str | None:
     if done.returncode == 0:
         return None
     said = " ".join(done.stderr.split()).replace("allocation failure: ", "")
-    return f"SLURM refuses it: {said}; change resources: in config.yaml, or the profile"
+    return f"SLURM refuses it: {said}; change resources: in the config, or the profile"
 
 
 def _time_fault(partition: str, minutes: int) -> str | None:
@@ -183,7 +183,7 @@ def _time_fault(partition: str, minutes: int) -> str | None:
     if most is not None and minutes > most:
         return (
             f"partition {name.rstrip('*')} gives at most {most} minutes, and the job would wait for"
-            " ever: set resources.max_runtime in config.yaml"
+            " ever: set resources.max_runtime in the config"
         )
     return None
 

@@ -22,7 +22,7 @@ class Row:
 def read_table(path: Path) -> Iterator[Row]:
     """The rows of a .jsonl, .csv or .parquet file, by its ending."""
     if not path.is_file():
-        raise TinsmithError(f"{path} must be a file (config.yaml: data.path), but there is none")
+        raise TinsmithError(f"{path} must be a file (config: data.path), but there is none")
     try:
         yield from READERS[path.suffix](path)
     except UnicodeDecodeError as error:

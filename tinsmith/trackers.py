@@ -54,7 +54,7 @@ def check_trackers(trackers: Sequence[Tracker], environment: Environment = ENVIR
     if trackers:
         environment.find_packages()
     for index, tracker in enumerate(trackers):
-        where = f"config.yaml: trackers[{index}]"
+        where = f"trackers[{index}]"
         is_online = tracker.kind == "wandb" and tracker.mode == "online"
         if is_online and not os.environ.get("WANDB_API_KEY"):
             raise TinsmithError(

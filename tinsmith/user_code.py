@@ -36,14 +36,14 @@ def load_class(section: UserClass, seam: type, key: str, *arguments: Any, **offe
     if not inspect.isclass(found):
         defined = [n for n, v in vars(module).items() if inspect.isclass(v) and _is_of(module, v)]
         raise TinsmithError(
-            f"config.yaml: {key}.kind must name a class, but {module.__file__} has no class"
+            f"{key}.kind must name a class, but {module.__file__} has no class"
             f" {name!r}; it has {', '.join(sorted(defined)) or 'none'}"
         )
     for method in _methods(seam):
         _check_method(section, key, seam, method, getattr(found, method.__name__, None))
     if taken := sorted(offered.keys() & section.options.keys()):
         raise TinsmithError(
-            f"config.yaml: {key}.options must not set {taken[0]!r}, which Tinsmith gives to a class"
+            f"{key}.options must not set {taken[0]!r}, which Tinsmith gives to a class"
             " that takes it"
         )
     try:
@@ -51,7 +51,7 @@ def load_class(section: UserClass, seam: type, key: str, *arguments: Any, **offe
         inspect.signature(found).bind(*arguments, **section.options, **asked_for)
     except TypeError as error:
         raise TinsmithError(
-            f"config.yaml: {key}.options must be the keyword arguments of {section.kind}, got"
+            f"{key}.options must be the keyword arguments of {section.kind}, got"
             f" {section.options!r}: {error}"
         ) from error
     return found
@@ -82,7 +82,7 @@ def _import(module_name: str, section: UserClass, key: str) -> Any:
         return importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module does when it is imported
         raise TinsmithError(
-            f"config.yaml: {key}.kind {section.kind!r} must name a module that Python can import,"
+            f"{key}.kind {section.kind!r} must name a module that Python can import,"
             f" from {here} or an installed package, but importing {module_name} ended with"
             f" {type(error).__name__}: {error}"
         ) from error
@@ -104,7 +104,7 @@ def _check_method(
 
 
 def _complaint(section: UserClass, key: str, said: str, seam: type) -> str:
-    return f"config.yaml: {key}.kind: {section.kind} {said}; see {seam.__module__}.{seam.__name__}"
+    return f"{key}.kind: {section.kind} {said}; see {seam.__module__}.{seam.__name__}"
 
 
 def _members(seam: type) -> dict[str, Any]:

@@ -249,12 +249,18 @@ def make_model(folder: Path) -> Path:
         (config(backend={"api_key": "x"}), "backend.api_key looks like a secret"),
         (config(model={"kind": "path", "path": "no"}), "model directory no must exist"),
         (config(model={"kind": "path", "path": "bare"}), "bare must hold its weights as safetens"),
-        (config(data={"kind": "file", "path": "no.csv", "held_out": 500}), "got 'no.csv'"),
+        (
+            config(data={"kind": "file", "path": "no.csv", "held_out": 500}),
+            "config.yaml: data.path must be a file",
+        ),
         (config(trackers=2 * [{"kind": "trackio"}]), "trackers[1].kind must be unique"),
         (config(trackers=[{"kind": "wandb"}], container=True), "left out with container"),
         (config(task={"kind": "nowhere:Task"}), "No module named 'nowhere'"),
         (config(task={"kind": "mine:Tusk"}), "has no class 'Tusk'; it has Task"),
-        (config(task={"kind": "mine:Task"}), "must have the method question"),
+        (
+            config(task={"kind": "mine:Task"}),
+            "config.yaml: task.kind: mine:Task must have the method question",
+        ),
         (config(paradigm={"kind": "mine:Task"}), "must have the method play"),
     ],
 )

@@ -57,7 +57,7 @@ def test_a_package_that_is_not_as_pinned_is_named_with_what_mends_it(
 
 
 def plan_recipe() -> None:
-    CookbookPlan(expand(check(recipe()))).check()
+    CookbookPlan(expand(check(recipe()))).check("config.yaml")
 
 
 def plan_inspect() -> None:

@@ -24,7 +24,7 @@ def model(tmp_path: Path) -> Path:
 def refusal(folder: Path) -> str:
     with pytest.raises(TinsmithError) as caught:
         check_model_directory(folder)
-    assert "config.yaml: model.path" in str(caught.value)
+    assert "config: model.path" in str(caught.value)
     return str(caught.value)
 
 

@@ -105,7 +105,7 @@ def test_what_tinsmith_gives_a_class_is_no_option(write: Write) -> None:
 def test_a_module_that_is_not_there_is_named_with_where_it_was_looked_for(write: Write) -> None:
     write("")
     said = refusal("no_such_module:Echo")
-    assert "config.yaml: task.kind 'no_such_module:Echo' must name a module" in said
+    assert "task.kind 'no_such_module:Echo' must name a module" in said
     assert str(Path.cwd()) in said
     assert "ModuleNotFoundError: No module named 'no_such_module'" in said
 

@@ -18,8 +18,9 @@ class CookbookPlan:
 
     runs: Mapping[str, RunConfig]
 
-    def check(self) -> None:
-        """Refuse before any job what a recipe cannot take, where the cookbook is there to look."""
+    def check(self, source: str) -> None:
+        """Refuse before any job what a recipe cannot take, where the cookbook is there to look;
+        `source` is the config's file."""
         stages = list(self._stages())
         if not stages or not ENVIRONMENT.stamp.is_file():
             return
@@ -30,7 +31,7 @@ class CookbookPlan:
                 loads = place > 0 and stage.start == "previous"
                 check_arguments(recipe, stage, run.config.lora.rank, loads)
             except TinsmithError as error:
-                raise TinsmithError(f"config.yaml: stages[{place}]: {error}") from None
+                raise TinsmithError(f"{source}: stages[{place}]: {error}") from None
 
     def pattern(self) -> str:
         return either({stage.name for _, _, stage in self._stages()})

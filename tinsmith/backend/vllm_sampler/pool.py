@@ -159,7 +159,7 @@ class VllmPool(Sampling):
             raise TinsmithError(
                 f"vLLM puts no adapter on an unembedding of {base.vocabulary_size} tokens (at most "
                 f"{MAX_LORA_VOCABULARY}), so it could not sample from what is trained; pass "
-                "train_unembed=False (config.yaml: lora.train_unembed: false), or start the server "
+                "train_unembed=False (config: lora.train_unembed: false), or start the server "
                 "with --sampler transformers"
             )
 
