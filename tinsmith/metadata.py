@@ -127,12 +127,14 @@ def git_state() -> dict[str, Any] | None:
     return {"commit": said.removesuffix(_DIRTY), "is_dirty": said.endswith(_DIRTY)}
 
 
-def git_commit() -> str | None:
-    """The commit that is checked out, with "-dirty" where a tracked file differs from it."""
+def git_commit(*, besides: str | None = None) -> str | None:
+    """The commit that is checked out, with "-dirty" where a tracked file differs from it, `besides`
+    those of one folder of the repository."""
     commit = _output_of("git", "rev-parse", "HEAD")
     if commit is None:
         return None
-    changes = _output_of("git", "status", "--porcelain", "--untracked-files=no")
+    left_out = [":/", f":(top,exclude){besides}"] if besides else []
+    changes = _output_of("git", "status", "--porcelain", "--untracked-files=no", "--", *left_out)
     return commit + (_DIRTY if changes else "")
 
 

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tinsmith.files import sha256
-from tinsmith.metadata import describe_file, package_versions, recorded_environment
+from tinsmith.metadata import describe_file, git_commit, package_versions, recorded_environment
 
 ROOT = Path(__file__).parents[2]
 JOB = """
@@ -124,3 +126,23 @@ def test_a_trees_digest_sees_names_and_contents_but_not_snakemakes_mark(tmp_path
     assert describe_file(tmp_path / "tree") == before
     (tmp_path / "tree/a").rename(tmp_path / "tree/b")
     assert describe_file(tmp_path / "tree")["sha256"] != before["sha256"]
+
+
+def test_a_commit_is_dirty_by_what_differs_from_it_besides_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("measured/a.json", "code.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1\n")
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    for words in (("init", "-q"), ("add", "."), (*author, "commit", "-qm", "first")):
+        subprocess.run(["git", *words], check=True)
+    clean = git_commit()
+    assert clean is not None
+    assert not clean.endswith("-dirty")
+    (tmp_path / "measured/a.json").write_text("2\n")
+    assert git_commit() == f"{clean}-dirty"
+    assert git_commit(besides="measured") == clean
+    (tmp_path / "code.py").write_text("2\n")
+    assert git_commit(besides="measured") == f"{clean}-dirty"
