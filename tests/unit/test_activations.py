@@ -2,17 +2,21 @@
 
 import logging
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.datums import cross_entropy_data, policy_data
+from tests.packed import packed_states
 from tests.unit.test_forward import CROSS_ENTROPY, SETTINGS, adapted, gradients
 from tests.unit.test_score import LENGTHS, MESSAGES, SmallMemory
 from tests.unit.test_trainer import IMPORTANCE_SAMPLING, PLAIN
+from tinsmith.backend.model import training_layer
 from tinsmith.backend.model.activations import peak_bytes, recomputed_layers, tokens_within
 from tinsmith.backend.model.base_model import BaseModel, backbone
+from tinsmith.backend.model.packed_attention import attend_parts
 from tinsmith.backend.model.score import score
 from tinsmith.backend.model.trainer import Trainer
 from tinsmith.errors import TinsmithError
@@ -30,13 +34,13 @@ def kept_bytes(base: BaseModel, num_rows: int, length: int, recomputes: bool) ->
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    ids = torch.randint(0, base.vocabulary_size, (num_rows, length))
+    rows = torch.randint(0, base.vocabulary_size, (num_rows, length)).tolist()
     with (
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         recomputed_layers(module) if recomputes else nullcontext(),
     ):
-        hidden = backbone(module)(input_ids=ids, use_cache=False).last_hidden_state
-    assert hidden.requires_grad
+        states = packed_states(module, rows)
+    assert all(state.requires_grad for state in states)
     return sum(kept.values())
 
 
@@ -49,7 +53,8 @@ def test_the_prediction_bounds_what_autograd_keeps_and_is_near_it(
     for num_rows in (2, 6):
         size = 64 * num_rows
         logits = 12 * size * base.vocabulary_size
-        predicted.append(peak_bytes(module, size, recomputes=recomputes) - logits)
+        bound = peak_bytes(module, size, recomputes=recomputes, num_scores=64 * size)
+        predicted.append(bound - logits)
         held.append(kept_bytes(base, num_rows, 64, recomputes))
         if recomputes:  # and everything for one layer of two, which is computed again
             held[-1] += kept_bytes(base, num_rows, 64, recomputes=False) // 2
@@ -72,16 +77,21 @@ def test_layers_that_are_computed_twice_keep_less_and_give_the_same_gradient(bas
         assert torch.equal(gradient, recomputed[name]), name
 
 
-def test_layers_are_computed_twice_exactly_where_memory_asks_for_it(base: BaseModel):
+def test_layers_are_computed_twice_exactly_where_memory_asks_for_it(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+):
     data = cross_entropy_data(seed=2, lengths=[40, 10])
     module = adapted(base)
-    calls = []
-    backbone(module).get_submodule("layers.0.mlp").register_forward_pre_hook(
-        lambda *_: calls.append(1)
-    )
+    sizes = []
+
+    def counting(query: Tensor, *rest: Any) -> Tensor:
+        sizes.append(len(query))
+        return attend_parts(query, *rest)
+
+    monkeypatch.setattr(training_layer, "attend_parts", counting)
     enough = peak_bytes(module, 10, recomputes=False)
     score(module, data, CROSS_ENTROPY, 40, False, memory_bytes=enough)
-    assert len(calls) == 2 + 1, "the sequence of 40 tokens twice, that of 10 once"
+    assert sorted(sizes) == [10, 10, 40, 40, 40, 40], "in two layers, twice only that of 40 tokens"
 
 
 def test_a_budget_beyond_the_memory_is_lowered_to_what_the_prediction_allows(
@@ -122,15 +132,14 @@ class SmallMemoryForGraphs:
         self.sizes_computed_once: list[int] = []
         self._size = 0
         module.register_forward_pre_hook(self._before, with_kwargs=True)
-        module.get_submodule("layers.1.mlp").register_forward_hook(self._behind_last)
+        module.get_submodule("layers.1").register_forward_hook(self._behind_last)
 
     def _before(self, _: torch.nn.Module, __: tuple, kwargs: dict[str, Tensor]) -> None:
         self._size = kwargs["input_ids"].numel()
 
-    def _behind_last(self, *_: object) -> None:
-        # Autograd's hooks are those of `checkpoint` while a layer is computed to be forgotten.
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)  # pyright: ignore[reportAttributeAccessIssue]
-        if hooks is not None or not torch.is_grad_enabled():
+    def _behind_last(self, layer: torch.nn.Module, *_: object) -> None:
+        is_computed_again = "forward" in vars(layer)  # see recomputed_layers
+        if is_computed_again or not torch.is_grad_enabled():
             return
         if self._size > self.max_tokens:
             self.num_failures += 1

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from tests.packed import packed_logits
 from tests.reference import Reference
 from tinsmith.backend.model.adapter import (
     AdapterWeights,
@@ -18,6 +19,8 @@ from tinsmith.backend.model.adapter import (
     set_adapter_weights,
 )
 from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.model.packed_attention import use_packed_attention
+from tinsmith.backend.model.training_layer import use_training_layers
 from tinsmith.errors import TinsmithError
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -71,10 +74,15 @@ def test_the_seed_decides_a(base: BaseModel):
 
 
 def test_a_fresh_adapter_computes_what_the_base_computes(base: BaseModel):
+    """Bit for bit, by the trainer's layers; that they compute what transformers' do is shown in
+    test_training_layer.py."""
     module = attach_adapter(base, LoraSettings(8, 32.0), seed=0)
-    ids = torch.arange(40)[None]
+    plain = base.module_tree()
+    use_packed_attention(plain)
+    use_training_layers(base, plain)
+    ids = list(range(40))
     with torch.no_grad():
-        assert torch.equal(module(input_ids=ids).logits, base.module(input_ids=ids).logits)
+        assert torch.equal(packed_logits(module, ids), packed_logits(plain, ids))
 
 
 def test_adapters_of_several_ranks_share_the_tensors_of_one_base(base: BaseModel):
@@ -131,7 +139,7 @@ def test_saved_weights_mean_the_same_to_plain_peft_and_to_the_formula(
     plain = AutoModelForCausalLM.from_pretrained(base.source, dtype=torch.float32)
     ids = list(range(30))
     with torch.no_grad():
-        ours = module(input_ids=torch.tensor([ids])).logits[0]
+        ours = packed_logits(module, ids)
         theirs = PeftModel.from_pretrained(plain, tmp_path)(input_ids=torch.tensor([ids])).logits[0]
     pairs = {name: (a.detach().double(), b.double()) for name, a, b in lora_pairs(module)}
     formula = Reference.load(Path(base.source)).logits(ids, pairs, alpha / 4).detach()

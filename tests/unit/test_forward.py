@@ -186,11 +186,11 @@ def test_sequences_without_weight_or_advantage_go_forward_only(base: BaseModel):
     seen: list[tuple[int, bool]] = []
     backbone(module).register_forward_hook(
         lambda _, __, output: seen.append(
-            (len(output.last_hidden_state), output.last_hidden_state.requires_grad)
+            (output.last_hidden_state.shape[1], output.last_hidden_state.requires_grad)
         )
     )
     found = score(module, data, IMPORTANCE_SAMPLING, 8192, forward_only=False)
-    assert seen == [(2, True), (2, False)]
+    assert seen == [(9 + 11, True), (12 + 10, False)]
     only, expected = scored_with_gradients(base, [data[0], data[3]], IMPORTANCE_SAMPLING, 8192)
     assert found.loss == pytest.approx(only.loss, rel=1e-6)
     for name, gradient in gradients(module).items():

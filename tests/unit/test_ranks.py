@@ -16,6 +16,7 @@ import torch
 
 from tests.clients import forward, prompt_logprobs, random_tokens, train, trained_client
 from tests.datums import cross_entropy_data, gspo_data, policy_data, top_k_data
+from tinsmith.backend.model import adapter
 from tinsmith.backend.model.adapter import LoraSettings
 from tinsmith.backend.model.base_model import BaseModel, load_base_models
 from tinsmith.backend.model.datums import Datum
@@ -50,7 +51,8 @@ class Ranks:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["whole", "sharded"])
 def ranks(request: pytest.FixtureRequest, model_dirs: dict[str, Path]) -> Iterator[Ranks]:
-    """Each rank with the whole of the base models, or with half."""
+    """Each rank with the whole of the base models, or with half. Those train by transformers' own
+    layers, so one process does as well then: what differs is the sharing alone."""
     models = {name: str(folder) for name, folder in model_dirs.items()}
     with running_ranks(models, "cpu", "float32", 2, 1, shard_base_model=request.param) as group:
         assert group is not None
@@ -59,7 +61,10 @@ def ranks(request: pytest.FixtureRequest, model_dirs: dict[str, Path]) -> Iterat
             assert (base.shards is not None) == request.param
             if base.shards is not None:
                 base.shards.summon = partial(group.attend_forward, base.name)
-        yield Ranks(group, bases)
+        with pytest.MonkeyPatch.context() as patch:
+            if request.param:
+                patch.setattr(adapter, "use_training_layers", lambda *_: None)
+            yield Ranks(group, bases)
 
 
 def make_trainer(base: BaseModel, ranks: Ranks | None) -> Trainer:

@@ -36,7 +36,7 @@ MESSAGES = [
 
 
 class SmallMemory:
-    """Raises in the layers of a model for batches of more padded tokens than `max_tokens`; in
+    """Raises in the layers of a model for batches of more tokens than `max_tokens`; in
     the backward pass if `in_backward`, when later layers have got their gradient already."""
 
     def __init__(self, module: nn.Module, max_tokens: int, error: Exception, in_backward: bool):
@@ -121,7 +121,7 @@ def test_a_batch_that_does_not_fit_is_halved_with_the_same_gradient(
     parts, found, small = scored(base64, data, choice, memory)
     assert small is not None
     assert small.num_failures >= 2
-    assert max(small.sizes) == 60
+    assert max(small.sizes) == 64
     assert_same(whole, parts, expected, found)
 
 
@@ -154,8 +154,8 @@ def test_every_way_to_say_that_memory_is_out_is_understood(
         )
     assert small is not None
     assert small.num_failures == 1
-    assert "5 sequences of up to 12 tokens did not fit into memory together" in caplog.text
-    assert "--token-budget below 60" in caplog.text
+    assert "7 sequences of up to 12 tokens did not fit into memory together" in caplog.text
+    assert "--token-budget below 64" in caplog.text
 
 
 def test_another_error_is_not_taken_for_one_of_memory(base: BaseModel):

@@ -25,6 +25,7 @@ from tinsmith.backend.model.adapter import LoraSettings, attach_adapter, lora_pa
 from tinsmith.backend.model.base_model import BaseModel, backbone
 from tinsmith.backend.model.datums import Datum
 from tinsmith.backend.model.forward import Scored
+from tinsmith.backend.model.packed_attention import use_packed_attention
 from tinsmith.backend.model.score import score
 from tinsmith.backend.model.shared_prompts import (
     Group,
@@ -32,7 +33,6 @@ from tinsmith.backend.model.shared_prompts import (
     num_tokens,
     pack,
     packed_hidden_states,
-    use_shared_prompts,
 )
 
 LENGTHS = (30, 25, 33, 40, 30, 21, 50, 19)
@@ -162,7 +162,7 @@ def test_hidden_states_behind_a_shared_prompt_are_those_of_transformers_in_float
     assert count == 20 + 9 * 40 + 1
     with torch.no_grad():
         truths = [backbone(module)(torch.from_numpy(row)[None])[0][0] for row in rows]
-        use_shared_prompts(module)
+        use_packed_attention(module)
         with LargestTensor() as largest:
             hidden_ND = packed_hidden_states(backbone(module), packed, module.device)
     for places, truth_TD in zip(packed.places, truths, strict=True):

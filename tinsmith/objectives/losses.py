@@ -50,12 +50,12 @@ def cross_entropy(logprobs: Tensor, inputs: Inputs, _: Settings) -> Tensor:
 
     Weights of any sign are honoured. Teacher probabilities as w_tk make top-k distillation.
     """
-    return -(inputs["weights"] * logprobs).sum()
+    return _loss(inputs["weights"] * logprobs)
 
 
 def importance_sampling(logprobs_N: Tensor, inputs: Inputs, _: Settings) -> Tensor:
     """L = -sum_t r_t A_t."""
-    return -(_ratios(logprobs_N, inputs) * inputs["advantages"]).sum()
+    return _loss(_ratios(logprobs_N, inputs) * inputs["advantages"])
 
 
 def ppo(logprobs_N: Tensor, inputs: Inputs, settings: Settings) -> Tensor:
@@ -73,7 +73,7 @@ def cispo(logprobs_N: Tensor, inputs: Inputs, settings: Settings) -> Tensor:
     """
     low, high = _bounds(settings)
     weights_N = _ratios(logprobs_N.detach(), inputs).clamp(low, high)
-    return -(weights_N * inputs["advantages"] * logprobs_N).sum()
+    return _loss(weights_N * inputs["advantages"] * logprobs_N)
 
 
 def dro(logprobs_N: Tensor, inputs: Inputs, settings: Settings) -> Tensor:
@@ -84,7 +84,7 @@ def dro(logprobs_N: Tensor, inputs: Inputs, settings: Settings) -> Tensor:
     """
     log_ratios_N = logprobs_N - inputs["logprobs"]
     gains_N = inputs["advantages"] * logprobs_N
-    return -(gains_N - 0.5 * settings["beta"] * log_ratios_N**2).sum()
+    return _loss(gains_N - 0.5 * settings["beta"] * log_ratios_N**2)
 
 
 def gspo(logprobs_N: Tensor, inputs: Inputs, settings: Settings) -> Tensor:
@@ -109,6 +109,11 @@ def sequence_log_ratios(logprobs_N: Tensor, inputs: Inputs, rows_N: Tensor) -> d
     return {"sequence_log_ratios": (sums_R / counts_R)[rows_N]}
 
 
+def _loss(gains: Tensor) -> Tensor:
+    """Summed in float64: gains of both signs cancel."""
+    return -gains.sum(dtype=torch.float64)
+
+
 def _ratios(logprobs_N: Tensor, inputs: Inputs) -> Tensor:
     return torch.exp(logprobs_N - inputs["logprobs"])
 
@@ -116,7 +121,7 @@ def _ratios(logprobs_N: Tensor, inputs: Inputs) -> Tensor:
 def _clipped(ratios_N: Tensor, inputs: Inputs, settings: Settings) -> Tensor:
     advantages_N = inputs["advantages"]
     low, high = _bounds(settings)
-    return -torch.minimum(ratios_N * advantages_N, ratios_N.clamp(low, high) * advantages_N).sum()
+    return _loss(torch.minimum(ratios_N * advantages_N, ratios_N.clamp(low, high) * advantages_N))
 
 
 def _bounds(settings: Settings) -> tuple[float, float]:

@@ -78,8 +78,8 @@ class LocalSettings(BaseModel):
     token_budget: Annotated[Literal["auto"] | Count, Rule("auto or a whole number above 0")] = (
         setting(
             "auto",
-            "padded tokens of one training micro-batch and of one prefill, which bounds memory;"
-            " auto: 1024 on a CPU, 4096 on a GPU",
+            "tokens of one training micro-batch and of one prefill, any padding included, which"
+            " bounds memory; auto: 1024 on a CPU, 4096 on a GPU",
         )
     )
     activation_memory_gb: Annotated[

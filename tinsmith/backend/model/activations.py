@@ -12,6 +12,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from tinsmith.backend.model.adapter import lora_pairs
 from tinsmith.backend.model.base_model import BaseModel, unembedding
 from tinsmith.backend.model.forward import MAX_LOGITS
+from tinsmith.backend.model.packed_attention import MAX_SCORED_KEYS
+from tinsmith.backend.model.training_layer import TrainingLayer
 from tinsmith.backend.sampling.memory import free_device_bytes, key_value_heads
 
 # Of what is free once the models are loaded: the keys and values of completions take a quarter,
@@ -38,18 +40,22 @@ def peak_bytes(
     *,
     recomputes: bool,
     num_repeated: int = 0,
+    num_scores: int | None = None,
     ranks: int | None = None,
     device_type: str | None = None,
 ) -> int:
-    """What forward and backward of a micro-batch of `num_tokens`, padding included, hold at most;
-    the keys and values of shared prompts are copied for `num_repeated` tokens.
+    """What forward and backward of a micro-batch of `num_tokens`, padding included, hold at most.
 
     For each token a layer keeps, for its backward, about 4 vectors of the model's width (two norms
     and what they give), 6 of the queries' (norm, rotation, keys and values by query head, result),
-    2 of the keys', 4 of the gated layer's, and x A^T of each adapter; a vector of the width alone
-    if the layer is computed again, and then everything for one layer at a time. In 16 bits the
-    norms and every adapter keep copies of their inputs in float32 besides. Behind the layers
-    stand one block of logits, three times, and in front the gradient of one gated layer.
+    2 of the keys', 4 of the gated layer's, and x A^T of each adapter; less where its backward is by
+    hand (training_layer.py); and a vector of the width alone if the layer is computed again, and
+    then everything for one layer at a time. In 16 bits the norms and every adapter keep copies of
+    their inputs in float32 besides. Behind the layers stand one block of logits, three times, and
+    in front the gradients of one gated layer.
+
+    In attention to packed sequences a CPU keeps `num_scores` of each head (None: as many as so
+    many tokens can have), other devices keys and values again for `num_repeated` tokens of prompts.
 
     `ranks`, the sum of those of all adapters, and `device_type` are given for a module that has
     neither adapters nor a device yet.
@@ -62,15 +68,25 @@ def peak_bytes(
     if ranks is None:
         ranks = sum(a.shape[0] for _, a, _ in lora_pairs(module))
     queries, keys = heads * head_dim, kv_heads * head_dim
-    if module.dtype.itemsize == torch.float32.itemsize:
+    is_by_hand = any(isinstance(layer, TrainingLayer) for layer in module.modules())
+    is_wide = module.dtype.itemsize >= torch.float32.itemsize
+    if is_by_hand:
+        layer = 4 * width + 3 * queries + 3 * keys + 3 * inner + ranks / layers
+    elif is_wide:
         layer = 4 * width + 6 * queries + 2 * keys + 4 * inner + ranks / layers
     else:
         layer = 14 * width + 8 * queries + 2 * keys + 5 * inner + 2 * ranks / layers
-    whole = num_tokens * layer + num_repeated * 2 * heads * head_dim
+    device_type = device_type or module.device.type
+    if device_type == "cpu" and is_wide:
+        most = num_tokens * min(num_tokens, MAX_SCORED_KEYS)
+        attended = heads * (most if num_scores is None else num_scores)
+    else:
+        attended = num_repeated * 2 * queries
+    whole = num_tokens * layer + attended
     kept = num_tokens * layers * width + whole if recomputes else layers * whole
-    passing = 2 * inner + 4 * width
+    passing = (4 if is_by_hand else 2) * inner + 4 * width
     size = module.dtype.itemsize
-    block = MAX_LOGITS[device_type or module.device.type]
+    block = MAX_LOGITS[device_type]
     logits = LOGITS_COPIES * min(num_tokens * _vocabulary_size(module), block)
     return int((kept + num_tokens * passing) * size + torch.float32.itemsize * logits)
 

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.model.fused_lora import ADAPTER, FusedLoraLinear
 from tinsmith.backend.model.fused_norm import fuse_norms
-from tinsmith.backend.model.shared_prompts import use_shared_prompts
+from tinsmith.backend.model.packed_attention import use_packed_attention
+from tinsmith.backend.model.training_layer import use_training_layers
 from tinsmith.errors import TinsmithError
 
 MAX_RANK = 1024
@@ -111,7 +112,8 @@ def attach_adapter(base: BaseModel, settings: LoraSettings, seed: int) -> PreTra
         config._register_custom_module({nn.Linear: FusedLoraLinear})
         inject_adapter_in_model(config, module, adapter_name=ADAPTER)
     fuse_norms(base, module)
-    use_shared_prompts(module)
+    use_packed_attention(module)
+    use_training_layers(base, module)
     generator = torch.Generator().manual_seed(seed)
     for _, a, b in lora_pairs(module):
         bound = 1 / math.sqrt(a.shape[1])

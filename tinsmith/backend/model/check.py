@@ -3,12 +3,9 @@
 import torch
 
 from tinsmith.backend.model.base_model import BaseModel, backbone, unembed
-from tinsmith.backend.model.shared_prompts import (
-    Group,
-    pack,
-    packed_hidden_states,
-    use_shared_prompts,
-)
+from tinsmith.backend.model.packed_attention import use_packed_attention
+from tinsmith.backend.model.shared_prompts import Group, pack, packed_hidden_states
+from tinsmith.backend.model.training_layer import use_training_layers
 from tinsmith.backend.sampling.keys_values import PromptKeysValues, RunningKeysValues
 from tinsmith.backend.sampling.replica import make_replica
 from tinsmith.errors import TinsmithError
@@ -19,9 +16,9 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 @torch.inference_mode()
 def check_model(base: BaseModel) -> None:
-    """Compare prefill and decode of the sampler, and the trainer's unembedding, once behind a
-    shared prompt, with the model's own forward; an architecture that computes something else is
-    refused, not served wrongly."""
+    """Compare prefill and decode of the sampler, and the trainer's layers and unembedding, once
+    behind a shared prompt, with the model's own forward; an architecture that computes something
+    else is refused, not served wrongly."""
     ids_1T = torch.arange(3, device=base.device)[None] % base.vocabulary_size
     truth_TV = torch.log_softmax(base.module(input_ids=ids_1T).logits[0].float(), dim=-1)
     hidden_TD = backbone(base.module)(input_ids=ids_1T, use_cache=False).last_hidden_state[0]
@@ -44,7 +41,8 @@ def check_model(base: BaseModel) -> None:
 def _behind_shared_prompt(base: BaseModel, ids_1T: torch.Tensor) -> torch.Tensor:
     """Last hidden states of the tokens, all but the last computed together with another's."""
     module = base.module_tree()
-    use_shared_prompts(module)
+    use_packed_attention(module)
+    use_training_layers(base, module)
     row = ids_1T[0].cpu().numpy()
     packed = pack([row[[0, 1, 0]], row], [Group((0, 1), 2)])
     hidden_ND = packed_hidden_states(backbone(module), packed, base.device)

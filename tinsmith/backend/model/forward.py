@@ -122,17 +122,23 @@ def _score_active(
     return total, torch.cat(logprobs) if logprobs else none
 
 
+def packs_all(module: PreTrainedModel) -> bool:
+    """Whether all sequences are packed. Elsewhere only those that share prompts are: attention to
+    one sequence at a time keeps a CPU busy, but not a GPU."""
+    return module.device.type == "cpu"
+
+
 def _hidden_states(module: PreTrainedModel, rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Last hidden states of all tokens of all rows, [sum of lengths, hidden], and the place where
     each was computed, the same for tokens of a prompt that rows share."""
     groups = find_groups(rows)
-    if any(group.size for group in groups):
-        return _shared_hidden_states(module, rows, groups)
+    if packs_all(module) or any(group.size for group in groups):
+        return _packed_hidden_states(module, rows, groups)
     hidden_ND = _padded_hidden_states(module, rows)
     return hidden_ND, torch.arange(len(hidden_ND), device=module.device)
 
 
-def _shared_hidden_states(
+def _packed_hidden_states(
     module: PreTrainedModel, rows: Sequence[np.ndarray], groups: Sequence[Group]
 ) -> tuple[Tensor, Tensor]:
     packed = pack(rows, groups)
@@ -191,20 +197,20 @@ def _block_logprobs(module: PreTrainedModel, hidden_ND: Tensor, targets: Tensor)
 class _ChosenLogprobs(torch.autograd.Function):
     """log softmax(logits)[target], [N, K]; d/dlogits of target k = onehot(k) - softmax(logits).
 
-    Autograd's own backward of `gather` and `logsumexp` passes over the logits twice as often.
+    Autograd's own backward of `gather` and `log_softmax` passes over the logits twice as often.
     """
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_NK: Tensor) -> Tensor:
-        normaliser_N1 = torch.logsumexp(logits_NV, dim=1, keepdim=True)
-        ctx.save_for_backward(logits_NV, normaliser_N1, targets_NK)
-        return logits_NV.gather(1, targets_NK) - normaliser_N1
+        logprobs_NV = torch.log_softmax(logits_NV, dim=1)
+        ctx.save_for_backward(logprobs_NV, targets_NK)
+        return logprobs_NV.gather(1, targets_NK)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient_NK,) = gradients
-        logits_NV, normaliser_N1, targets_NK = ctx.saved_tensors
-        result_NV = (logits_NV - normaliser_N1).exp_().mul_(-gradient_NK.sum(1, keepdim=True))
+        logprobs_NV, targets_NK = ctx.saved_tensors
+        result_NV = logprobs_NV.exp().mul_(-gradient_NK.sum(1, keepdim=True))
         result_NV.scatter_add_(1, targets_NK, gradient_NK)
         return result_NV, None

@@ -1,4 +1,4 @@
-"""Root-mean-square norms with a backward pass by hand, for training in float32 on a CPU."""
+"""Root-mean-square norms with a backward pass by hand, for training on a CPU in float32 or more."""
 
 from typing import Any
 
@@ -30,28 +30,36 @@ class FusedNorm(nn.Module):
 
 
 class _Normalize(torch.autograd.Function):
-    """With g = w dy and D inputs: dx = r g - x r^3 (g . x) / D."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        # Bit for bit what transformers computes.
-        r = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon)
+        y, r = normalize(x, weight, epsilon)
         ctx.save_for_backward(x, weight, r)
-        return (x * r).mul_(weight)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
         x, weight, r = ctx.saved_tensors
-        g = dy * weight
-        along = torch.linalg.vecdot(g, x).unsqueeze(-1).mul_(r.pow(3)).div_(-x.shape[-1])
-        return g.mul_(r).addcmul_(x, along), None, None
+        return norm_gradient(dy, x, weight, r), None, None
+
+
+def normalize(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """w x r, bit for bit what transformers computes, and r."""
+    r = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon)
+    return (x * r).mul_(weight), r
+
+
+def norm_gradient(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor) -> Tensor:
+    """With g = w dy and D inputs: dx = r g - x r^3 (g . x) / D."""
+    g = dy * weight
+    along = torch.einsum("...d,...d->...", g, x).unsqueeze(-1).mul_(r.pow(3)).div_(-x.shape[-1])
+    return g.mul_(r).addcmul_(x, along)
 
 
 def fuse_norms(base: BaseModel, module: PreTrainedModel) -> None:
     """Put a FusedNorm in the place of each norm of a known family, where that is exact and pays."""
-    if base.device.type != "cpu" or base.dtype != torch.float32 or base.shards is not None:
+    if base.device.type != "cpu" or base.dtype.itemsize < 4 or base.shards is not None:
         return
     for parent in list(module.modules()):
         for name, layer in list(parent.named_children()):

@@ -13,13 +13,21 @@ from transformers import PreTrainedModel
 
 from tinsmith.backend.model.activations import peak_bytes, recomputed_layers
 from tinsmith.backend.model.datums import Datum
-from tinsmith.backend.model.forward import Scored, has_gradient, micro_batches, score_batch
+from tinsmith.backend.model.forward import (
+    Scored,
+    has_gradient,
+    micro_batches,
+    packs_all,
+    score_batch,
+)
 from tinsmith.backend.model.loss_choice import LossChoice
+from tinsmith.backend.model.packed_attention import num_scores
 from tinsmith.backend.model.sharding import ShardedLayers
 from tinsmith.backend.model.shared_prompts import (
     Group,
     find_groups,
     num_tokens,
+    pack,
     packed_batches,
 )
 from tinsmith.errors import TinsmithError
@@ -50,7 +58,7 @@ class _Job:
     def size(self, rows: Sequence[int]) -> int:
         """Tokens that go through the model for a micro-batch, padding included."""
         tokens = [self.data[row].tokens for row in rows]
-        return _size(tokens, find_groups(tokens))
+        return _size(self.module, tokens, find_groups(tokens))
 
 
 def score(
@@ -66,10 +74,10 @@ def score(
 ) -> Scored:
     """Run the loss over `data`; unless `forward_only`, add its gradient to the adapter's.
 
-    The data go through in micro-batches of at most `token_budget` padded tokens, and in at least
-    `min_micro_batches` of them as far as there are sequences; the loss is a sum over tokens, so how
-    they are cut changes its gradient by rounding alone. `places` says where in the client's request
-    each datum stood, if `data` is a part of it.
+    The data go through in micro-batches of at most `token_budget` tokens, with any padding, and in
+    at least `min_micro_batches` of them as far as there are sequences; the loss is a sum over
+    tokens, so how they are cut changes its gradient by rounding alone. `places` says where in the
+    client's request each datum stood, if `data` is a part of it.
 
     A micro-batch whose activations would take more than `memory_bytes` computes its layers twice.
     One that does not fit into memory is halved, and halved again, down to one sequence, and so are
@@ -118,7 +126,7 @@ def _score_all(job: _Job, plan: list[list[int]]) -> Scored:
 
 def _plan(job: _Job, token_budget: int, min_micro_batches: int) -> list[list[int]]:
     """The rows of each micro-batch; where the budget makes too few, the fullest are halved."""
-    plan = list(_cut_by_budget(job.data, job.choice, token_budget))
+    plan = list(_cut_by_budget(job, token_budget))
     while len(plan) < min(min_micro_batches, len(job.data)):
         largest = max(range(len(plan)), key=lambda i: len(plan[i]))
         rows, middle = plan[largest], (len(plan[largest]) + 1) // 2
@@ -126,19 +134,18 @@ def _plan(job: _Job, token_budget: int, min_micro_batches: int) -> list[list[int
     return plan
 
 
-def _cut_by_budget(
-    data: Sequence[Datum], choice: LossChoice, token_budget: int
-) -> Iterator[list[int]]:
+def _cut_by_budget(job: _Job, token_budget: int) -> Iterator[list[int]]:
     """Micro-batches of rows that agree in the number of targets for each token, and in whether they
     have a gradient: those without keep no graph, and come last."""
 
     def kind(row: int) -> tuple[bool, tuple[int, ...]]:
-        return not has_gradient(data[row], choice), data[row].target_tokens.shape[1:]
+        return not has_gradient(data[row], job.choice), data[row].target_tokens.shape[1:]
 
+    data = job.data
     for _, group in groupby(sorted(range(len(data)), key=kind), key=kind):
         rows = list(group)
         tokens = [data[row].tokens for row in rows]
-        packed = list(packed_batches(tokens, token_budget))
+        packed = list(packed_batches(tokens, token_budget, packs_all(job.module)))
         yield from ([rows[i] for i in batch] for batch in packed)
         shared = {i for batch in packed for i in batch}
         alone = [i for i in range(len(rows)) if i not in shared]
@@ -193,12 +200,17 @@ def _peak_bytes(job: _Job, batch: Sequence[Datum]) -> int:
     """What a batch is predicted to take if its layers are computed once."""
     tokens = [datum.tokens for datum in batch]
     groups = find_groups(tokens)
-    size, repeated = _size(tokens, groups), sum(len(one.rows) * one.size for one in groups)
-    return peak_bytes(job.module, size, recomputes=False, num_repeated=repeated)
+    return peak_bytes(
+        job.module,
+        _size(job.module, tokens, groups),
+        recomputes=False,
+        num_repeated=sum(len(one.rows) * one.size for one in groups),
+        num_scores=sum(num_scores(part) for part in pack(tokens, groups).parts),
+    )
 
 
-def _size(tokens: Sequence[np.ndarray], groups: Sequence[Group]) -> int:
-    if any(group.size for group in groups):
+def _size(module: PreTrainedModel, tokens: Sequence[np.ndarray], groups: Sequence[Group]) -> int:
+    if packs_all(module) or any(group.size for group in groups):
         return sum(num_tokens(group, tokens) for group in groups)
     return len(tokens) * max(map(len, tokens))
 

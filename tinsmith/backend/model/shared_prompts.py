@@ -1,24 +1,20 @@
-"""A prompt that several sequences begin with, computed once.
+"""Sequences packed behind each other, and a prompt that several begin with computed once.
 
-The sequences of a group lie behind each other, without padding: the prompt that they share, then
-what each goes on with. A token attends to its own sequence alone: a part to the prompt before it
+There is no padding. A group lies as the prompt that its sequences share, then what each goes on
+with. A token attends to its own sequence alone: a part to the prompt before it
 and to itself. Prompt and parts see the very same numbers as in sequences of their own, and the
 prompt's gradient is the sum of theirs, so the result is that of the plain computation.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-ATTENTION = "tinsmith_shared_prompts"
+from tinsmith.backend.model.packed_attention import Part
+
 # Sharing costs an attention of its own for every part; it pays from this share of the tokens on.
 MIN_SAVED = 0.2
 MIN_PROMPT = 16
@@ -30,19 +26,6 @@ class Group:
 
     rows: tuple[int, ...]
     size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Where a part lies among the packed tokens, and the prompt before it (none: `prompt` is
-    empty)."""
-
-    own: slice
-    prompt: slice
-
-    @property
-    def first_position(self) -> int:
-        return self.prompt.stop - self.prompt.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +64,29 @@ def num_tokens(group: Group, rows: Sequence[np.ndarray]) -> int:
     return sum(len(rows[row]) for row in group.rows) - (len(group.rows) - 1) * group.size
 
 
-def packed_batches(rows: Sequence[np.ndarray], token_budget: int) -> Iterator[list[int]]:
-    """Micro-batches, within the budget, of the rows that are better computed with their group; a
-    group that is larger is computed in portions, its prompt once for each."""
+def packed_batches(
+    rows: Sequence[np.ndarray], token_budget: int, packs_all: bool
+) -> Iterator[list[int]]:
+    """Micro-batches, within the budget, of the rows that are better computed with their group, and
+    if `packs_all` of all others after them, the longest first: what does not fit into memory fails
+    at once, not at the end. A group that is larger than the budget is computed in portions, its
+    prompt once for each; a row that is larger goes alone."""
+    portions = [
+        part for group in find_groups(rows) for part in _portions(group, rows, token_budget)
+    ]
+    if packs_all:
+        shared = {row for portion in portions for row in portion.rows}
+        alone = sorted(set(range(len(rows))) - shared, key=lambda row: (-len(rows[row]), row))
+        portions += [Group((row,), 0) for row in alone]
     batch: list[int] = []
     room = token_budget
-    for group in find_groups(rows):
-        for portion in _portions(group, rows, token_budget):
-            size = num_tokens(portion, rows)
-            if size > room and batch:
-                yield batch
-                batch, room = [], token_budget
-            batch += portion.rows
-            room -= size
+    for portion in portions:
+        size = num_tokens(portion, rows)
+        if size > room and batch:
+            yield batch
+            batch, room = [], token_budget
+        batch += portion.rows
+        room -= size
     if batch:
         yield batch
 
@@ -129,7 +122,7 @@ def pack(rows: Sequence[np.ndarray], groups: Sequence[Group]) -> Packed:
 
 
 def packed_hidden_states(backbone: nn.Module, packed: Packed, device: torch.device) -> Tensor:
-    """Last hidden states [N, hidden] of packed tokens, by a model that `use_shared_prompts`."""
+    """Last hidden states [N, hidden] of packed tokens, by a model that `use_packed_attention`."""
     output = backbone(
         input_ids=torch.from_numpy(packed.ids_N)[None].to(device),
         position_ids=torch.from_numpy(packed.positions_N)[None].to(device),
@@ -140,64 +133,6 @@ def packed_hidden_states(backbone: nn.Module, packed: Packed, device: torch.devi
         parts=packed.parts,
     )
     return output.last_hidden_state[0]
-
-
-def use_shared_prompts(module: PreTrainedModel) -> None:
-    """Let a module tree take `parts` as a keyword of its forward; without, it attends as ever."""
-    AttentionInterface.register(ATTENTION, attend)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    module.set_attn_implementation(ATTENTION)
-
-
-def attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    parts: Sequence[Part] | None = None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **more: Any,
-) -> tuple[Tensor, None]:
-    """Attention as transformers' interface wants it: [1, H, N, D] in, [1, N, H, D] out."""
-    if parts is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **more
-        )
-    repeats = query.shape[1] // key.shape[1]
-    key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
-    outputs = [
-        _attend_part(query, key, value, part, scaling, sliding_window).transpose(1, 2)
-        for part in parts
-    ]
-    return torch.cat(outputs, dim=1), None
-
-
-def _attend_part(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    part: Part,
-    scaling: float | None,
-    window: int | None,
-) -> Tensor:
-    own, prompt = part.own, part.prompt
-    before, size = part.first_position, own.stop - own.start
-    keys, values = key[:, :, own], value[:, :, own]
-    if before:
-        keys = torch.cat([key[:, :, prompt], keys], dim=2)
-        values = torch.cat([value[:, :, prompt], values], dim=2)
-    mask = None
-    if before or (window is not None and window < size):
-        at = torch.arange(before + size, device=query.device)
-        distance = at[before:, None] - at
-        mask = distance >= 0
-        if window is not None:
-            mask &= distance < window
-    return F.scaled_dot_product_attention(
-        query[:, :, own], keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling
-    )
 
 
 def _common(one: np.ndarray, other: np.ndarray) -> int:

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from tinsmith.backend.model.adapter import AdapterWeights
 from tinsmith.backend.model.base_model import BaseModel, backbone
-from tinsmith.backend.sampling.fused_layer import FusedLayer, SignedRotation, fusable_layers
+from tinsmith.backend.model.families import SignedRotation, fusable_layers
+from tinsmith.backend.sampling.fused_layer import FusedLayer
 from tinsmith.backend.sampling.keys_values import use_keys_values
 from tinsmith.backend.sampling.packed import (
     ACTIVATIONS,

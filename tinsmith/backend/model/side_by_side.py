@@ -1,0 +1,104 @@
+"""Adapted linear layers with one input, computed side by side in products of all their outputs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from tinsmith.backend.model.fused_lora import ADAPTER
+
+
+class SideBySide:
+    """y = x W^T + b + s (x A^T) B^T, for frozen W and b of several layers and, if they have any,
+    their adapters A and B: either all of the layers have one or none.
+
+    x is read once for all W and once for all A, and x's gradient is one sum inside the products.
+    Gradients are by hand, for use in an autograd.Function: `forward` and `backward` keep nothing.
+    """
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        plain: list[Any] = [
+            layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for layer in layers
+        ]
+        self.weight = _stacked([layer.weight for layer in plain])
+        self.bias = None
+        if any(layer.bias is not None for layer in plain):
+            self.bias = torch.cat([_bias(layer) for layer in plain]).detach()
+        self._num_outputs = [layer.out_features for layer in plain]
+        adapted: list[Any] = [layer for layer in layers if isinstance(layer, LoraLayer)]
+        self.adapters: list[Tensor] = [
+            weight
+            for layer in adapted
+            for weight in (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)
+        ]
+        self._scaling: float = adapted[0].scaling[ADAPTER] if adapted else 0.0
+
+    def forward(self, x: Tensor, adapters: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """y [N, O] and z = x A^T [N, sum of ranks] of x [N, I] and the adapters A, B, A, B, ..."""
+        y = F.linear(x, self.weight, self.bias)
+        if not adapters:
+            return y, None
+        z = F.linear(x, torch.cat(list(adapters[::2])))
+        for own, own_z, b in zip(*self._parts(adapters, y, z), adapters[1::2], strict=True):
+            own.addmm_(own_z, b.t(), alpha=self._scaling)
+        return y, z
+
+    def backward(
+        self, dy: Tensor, x: Tensor, z: Tensor | None, adapters: Sequence[Tensor], needs_dx: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """Gradients of x, if it needs one, and of the adapters.
+
+        With g = s dy B: dx = dy W + g A, dA = g^T x, dB = s dy^T z.
+        """
+        dx = dy @ self.weight if needs_dx else None
+        if z is None:
+            return dx, []
+        g, db = torch.empty_like(z), []
+        parts = zip(*self._parts(adapters, dy, z, g), adapters[1::2], strict=True)
+        for own, own_z, own_g, b in parts:
+            torch.mm(own, b, out=own_g)
+            db.append((own.t() @ own_z).mul_(self._scaling))
+        g.mul_(self._scaling)
+        if dx is not None:
+            dx.addmm_(g, torch.cat(list(adapters[::2])))
+        da = (g.t() @ x).split([a.shape[0] for a in adapters[::2]])
+        return dx, [gradient for pair in zip(da, db, strict=True) for gradient in pair]
+
+    def _parts(
+        self, adapters: Sequence[Tensor], y: Tensor, *of_ranks: Tensor
+    ) -> list[Sequence[Tensor]]:
+        """What each layer has of tensors [N, O] and [N, sum of ranks]."""
+        ranks = [a.shape[0] for a in adapters[::2]]
+        return [y.split(self._num_outputs, 1), *(tensor.split(ranks, 1) for tensor in of_ranks)]
+
+
+def _stacked(weights: Sequence[nn.Parameter]) -> Tensor:
+    """Weights [O, I] as one of all their outputs. They become parts of it, so that it takes memory
+    once, whatever many adapters ask for it."""
+    if len(weights) == 1:
+        return weights[0].detach()
+    first, num_outputs = weights[0], sum(weight.shape[0] for weight in weights)
+    if not _lie_side_by_side(weights):
+        together = torch.cat([weight.detach() for weight in weights])
+        for weight, part in zip(
+            weights, together.split([weight.shape[0] for weight in weights]), strict=True
+        ):
+            weight.data = part
+    return first.detach().as_strided((num_outputs, first.shape[1]), (first.shape[1], 1))
+
+
+def _lie_side_by_side(weights: Sequence[nn.Parameter]) -> bool:
+    storage, end = weights[0].untyped_storage().data_ptr(), weights[0].storage_offset()
+    for weight in weights:
+        is_next = weight.is_contiguous() and weight.storage_offset() == end
+        if not is_next or weight.untyped_storage().data_ptr() != storage:
+            return False
+        end += weight.numel()
+    return True
+
+
+def _bias(layer: nn.Linear) -> Tensor:
+    return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias

@@ -1,0 +1,173 @@
+"""A decoder layer with a backward pass by hand, for training on a CPU in float32 or more.
+
+Between its products a layer's time is that of memory, so what counts is how often a tensor of the
+tokens is written: here once for each result that the mathematics names, forwards and backwards.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from tinsmith.backend.model.base_model import BaseModel, backbone
+from tinsmith.backend.model.families import (
+    SignedRotation,
+    fusable_layers,
+    head_norm,
+    sliding_window,
+)
+from tinsmith.backend.model.fused_norm import norm_gradient, normalize
+from tinsmith.backend.model.packed_attention import Part, attend_parts
+from tinsmith.backend.model.side_by_side import SideBySide
+
+
+class TrainingLayer(GradientCheckpointingLayer):
+    """Computes what the layer it replaces does, on packed tokens.
+
+    The layer's modules keep their names and their parameters; their own forward is not called.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self.self_attn, self.mlp = attention, mlp
+        self.input_layernorm = layer.input_layernorm
+        self.post_attention_layernorm = layer.post_attention_layernorm
+        self.qkv = SideBySide([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.output = SideBySide([attention.o_proj])
+        self.gate_up = SideBySide([mlp.gate_proj, mlp.up_proj])
+        self.down = SideBySide([mlp.down_proj])
+        self.head_norm = head_norm(attention)
+        config = attention.config
+        self.num_heads = (config.num_attention_heads, config.num_key_value_heads)
+        self._window = sliding_window(attention)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *,
+        position_embeddings: tuple[Tensor, Tensor],
+        parts: Sequence[Part],
+        **_: Any,
+    ) -> Tensor:
+        """[1, N, D] to [1, N, D]."""
+        x = hidden_states[0]
+        cos, signed_sin = (angles[0] for angles in position_embeddings)
+        rotated, value = _Heads.apply(self, x, cos, signed_sin, *self.qkv.adapters)  # pyright: ignore[reportGeneralTypeIssues]
+        query, key = rotated.split(self.num_heads, 1)
+        attended = attend_parts(query, key, value, parts, self.self_attn.scaling, self._window)
+        adapters = [a for part in (self.output, self.gate_up, self.down) for a in part.adapters]
+        return _Rest.apply(self, x, attended.flatten(1), *adapters)[None]  # pyright: ignore[reportOptionalSubscript]
+
+    def adapters_of_rest(self, adapters: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """Those of output, gate and up, and down."""
+        found, start = [], 0
+        for part in (self.output, self.gate_up, self.down):
+            found.append(adapters[start : start + len(part.adapters)])
+            start += len(part.adapters)
+        return found
+
+
+class _Heads(torch.autograd.Function):
+    """Rotated queries and keys [N, heads, K], queries first, and values [N, key heads, K] of the
+    layer's input [N, D]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        layer: TrainingLayer,
+        x: Tensor,
+        cos: Tensor,
+        signed_sin: Tensor,
+        *adapters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        norm: Any = layer.input_layernorm
+        h, r = normalize(x, norm.weight, norm.variance_epsilon)
+        y, z = layer.qkv.forward(h, adapters)
+        heads = y.unflatten(1, (-1, cos.shape[-1]))
+        rotated, value = heads.split([sum(layer.num_heads), layer.num_heads[1]], 1)
+        heads_r = None
+        if layer.head_norm is not None:
+            rotated, heads_r = normalize(rotated, *layer.head_norm)
+        ctx.save_for_backward(x, r, h, y, z, heads_r, cos, signed_sin, *adapters)
+        ctx.layer = layer
+        turned = rotated.roll(cos.shape[-1] // 2, -1).mul_(signed_sin)
+        return turned.addcmul_(rotated, cos), value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        d_rotated, d_value = gradients
+        x, r, h, y, z, heads_r, cos, signed_sin, *adapters = ctx.saved_tensors
+        layer = ctx.layer
+        sizes = [sum(layer.num_heads), layer.num_heads[1]]
+        back = (d_rotated * signed_sin).roll(cos.shape[-1] // 2, -1).addcmul_(d_rotated, cos)
+        if layer.head_norm is not None:
+            heads = y.unflatten(1, (-1, cos.shape[-1]))[:, : sizes[0]]
+            back = norm_gradient(back, heads, layer.head_norm[0], heads_r)
+        dy = torch.cat([back, d_value], 1).flatten(1)
+        dh, own = layer.qkv.backward(dy, h, z, adapters, ctx.needs_input_grad[1])
+        dx = None if dh is None else norm_gradient(dh, x, layer.input_layernorm.weight, r)
+        return None, dx, None, None, *own
+
+
+class _Rest(torch.autograd.Function):
+    """The layer's output [N, D] from its input [N, D] and what its heads attended to [N, H K]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, layer: TrainingLayer, x: Tensor, attended: Tensor, *adapters: Tensor
+    ) -> Tensor:
+        of_output, of_gate_up, of_down = layer.adapters_of_rest(adapters)
+        x2, z_output = layer.output.forward(attended, of_output)
+        x2 += x
+        norm: Any = layer.post_attention_layernorm
+        h, r = normalize(x2, norm.weight, norm.variance_epsilon)
+        y, z = layer.gate_up.forward(h, of_gate_up)
+        gate, up = y.chunk(2, 1)
+        inner = F.silu(gate).mul_(up)
+        x3, z_down = layer.down.forward(inner, of_down)
+        x3 += x2
+        ctx.save_for_backward(attended, z_output, x2, r, h, y, z, inner, z_down, *adapters)
+        ctx.layer = layer
+        return x3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """With silu's gradient as PyTorch has it."""
+        (dx3,) = gradients
+        attended, z_output, x2, r, h, y, z, inner, z_down, *adapters = ctx.saved_tensors
+        layer = ctx.layer
+        of_output, of_gate_up, of_down = layer.adapters_of_rest(adapters)
+        d_inner, down = layer.down.backward(dx3, inner, z_down, of_down, True)
+        dy = torch.empty_like(y)
+        (gate, up), (d_gate, d_up) = y.chunk(2, 1), dy.chunk(2, 1)
+        torch.mul(F.silu(gate), d_inner, out=d_up)
+        torch.ops.aten.silu_backward.grad_input(d_inner.mul_(up), gate, grad_input=d_gate)
+        dh, gate_up = layer.gate_up.backward(dy, h, z, of_gate_up, True)
+        dx2 = norm_gradient(dh, x2, layer.post_attention_layernorm.weight, r).add_(dx3)
+        d_attended, output = layer.output.backward(dx2, attended, z_output, of_output, True)
+        return None, dx2, d_attended, *output, *gate_up, *down
+
+
+def use_training_layers(base: BaseModel, module: PreTrainedModel) -> None:
+    """Put a TrainingLayer in the place of each layer of a known family, where that pays; from then
+    on the module tree takes packed tokens alone."""
+    if base.device.type != "cpu" or base.dtype.itemsize < 4 or base.shards is not None:
+        return
+    layers = fusable_layers(module)
+    if not all(isinstance(layer.mlp.act_fn, SiLUActivation) for layer in layers.values()):
+        return
+    for name, layer in layers.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, TrainingLayer(layer))
+    if layers:
+        model: Any = backbone(module)
+        model.rotary_emb = SignedRotation(model.rotary_emb)
