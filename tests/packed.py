@@ -14,7 +14,7 @@ from tinsmith.backend.model.shared_prompts import find_groups, pack, packed_hidd
 def packed_states(module: PreTrainedModel, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Last hidden states [T, D] of each row; those of a shared prompt are computed once."""
     arrays = [np.array(row) for row in rows]
-    packed = pack(arrays, find_groups(arrays))
+    packed = pack(arrays, find_groups(arrays, packs_all=True))
     states_ND = packed_hidden_states(backbone(module), packed, module.device)
     return [states_ND[torch.from_numpy(places)] for places in packed.places]
 

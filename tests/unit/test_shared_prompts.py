@@ -32,6 +32,7 @@ from tinsmith.backend.model.shared_prompts import (
     find_groups,
     num_tokens,
     pack,
+    packed_batches,
     packed_hidden_states,
 )
 
@@ -157,7 +158,7 @@ def test_hidden_states_behind_a_shared_prompt_are_those_of_transformers_in_float
     rng = np.random.default_rng(0)
     prompt = rng.integers(0, 400, 20)
     rows = [np.concatenate([prompt, rng.integers(0, 400, size)]) for size in [40] * 9 + [1]]
-    packed = pack(rows, find_groups(rows))
+    packed = pack(rows, find_groups(rows, packs_all=False))
     count = len(packed.ids_N)
     assert count == 20 + 9 * 40 + 1
     with torch.no_grad():
@@ -176,7 +177,7 @@ def test_groups_are_found_in_any_order_and_only_where_they_pay():
         np.append(long, [1, 2]), np.append(other, [3]), np.arange(7), np.append(long, [4]),
         np.append(other, [5, 6, 7]), np.append(np.arange(20), np.arange(300, 500)),
     ]  # fmt: skip
-    groups = find_groups(rows)
+    groups = find_groups(rows, packs_all=False)
     assert {(frozenset(g.rows), g.size) for g in groups if g.size} == {
         (frozenset({0, 3}), 100), (frozenset({1, 4}), 100)
     }  # fmt: skip
@@ -186,7 +187,26 @@ def test_groups_are_found_in_any_order_and_only_where_they_pay():
 
 def test_equal_sequences_share_all_but_their_last_token():
     rows = [np.arange(40)] * 3
-    assert find_groups(rows) == [Group((0, 1, 2), 39)]
-    assert [places.tolist() for places in pack(rows, find_groups(rows)).places] == [
-        [*range(39), last] for last in (39, 40, 41)
-    ]
+    assert find_groups(rows, packs_all=False) == [Group((0, 1, 2), 39)]
+    assert [
+        places.tolist() for places in pack(rows, find_groups(rows, packs_all=False)).places
+    ] == [[*range(39), last] for last in (39, 40, 41)]
+
+
+def test_where_all_are_packed_any_prompt_that_is_long_enough_is_shared():
+    prompt = list(range(36))
+    rows = [np.array([*prompt, *range(100 * i, 100 * i + 90)]) for i in range(4, 7)]
+    assert all(group.size == 0 for group in find_groups(rows, packs_all=False)), "it saves 19 %"
+    assert find_groups(rows, packs_all=True) == [Group((0, 1, 2), 36)]
+    short = [row[21:] for row in rows]
+    assert all(group.size == 0 for group in find_groups(short, packs_all=True))
+
+
+def test_a_group_beyond_the_budget_is_cut_evenly_and_packed_with_the_rest_in_full():
+    rows = [np.array([*range(20), *range(100 * i, 100 * i + 10)]) for i in range(3, 11)]
+    rows += [np.arange(50 * size, 51 * size) for size in (25, 60, 8)]
+    batches = list(packed_batches(rows, token_budget=90, packs_all=True))
+    assert sorted(row for batch in batches for row in batch) == list(range(11))
+    assert [len(batch) for batch in batches] == [4, 4, 2, 1]
+    assert batches[2:] == [[9, 8], [10]]
+    assert list(packed_batches(rows, token_budget=90, packs_all=False)) == batches[:2]

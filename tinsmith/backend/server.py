@@ -39,7 +39,7 @@ from tinsmith.backend.wire.traffic.recorder import opened_recording
 from tinsmith.settings import ServerSettings
 
 # On a CPU activations beyond its caches cost more than larger matrix products bring.
-TOKEN_BUDGET = {"cpu": 1024, "cuda": 4096}
+TOKEN_BUDGET = {"cpu": 1536, "cuda": 4096}
 HOST = socket.gethostname()
 log = structlog.stdlib.get_logger(__name__)
 

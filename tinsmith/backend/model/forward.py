@@ -131,7 +131,7 @@ def packs_all(module: PreTrainedModel) -> bool:
 def _hidden_states(module: PreTrainedModel, rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Last hidden states of all tokens of all rows, [sum of lengths, hidden], and the place where
     each was computed, the same for tokens of a prompt that rows share."""
-    groups = find_groups(rows)
+    groups = find_groups(rows, packs_all(module))
     if packs_all(module) or any(group.size for group in groups):
         return _packed_hidden_states(module, rows, groups)
     hidden_ND = _padded_hidden_states(module, rows)

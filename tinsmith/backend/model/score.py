@@ -58,7 +58,7 @@ class _Job:
     def size(self, rows: Sequence[int]) -> int:
         """Tokens that go through the model for a micro-batch, padding included."""
         tokens = [self.data[row].tokens for row in rows]
-        return _size(self.module, tokens, find_groups(tokens))
+        return _size(self.module, tokens, find_groups(tokens, packs_all(self.module)))
 
 
 def score(
@@ -199,7 +199,7 @@ def _has_graph(job: _Job, batch: Sequence[Datum]) -> bool:
 def _peak_bytes(job: _Job, batch: Sequence[Datum]) -> int:
     """What a batch is predicted to take if its layers are computed once."""
     tokens = [datum.tokens for datum in batch]
-    groups = find_groups(tokens)
+    groups = find_groups(tokens, packs_all(job.module))
     return peak_bytes(
         job.module,
         _size(job.module, tokens, groups),

@@ -6,6 +6,7 @@ and to itself. Prompt and parts see the very same numbers as in sequences of the
 prompt's gradient is the sum of theirs, so the result is that of the plain computation.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from tinsmith.backend.model.packed_attention import Part
 
-# Sharing costs an attention of its own for every part; it pays from this share of the tokens on.
+# Sharing costs an attention of its own for every part. Where sequences would otherwise be padded
+# it pays from this share of the tokens on; where all are packed, each has its own anyway.
 MIN_SAVED = 0.2
 MIN_PROMPT = 16
 
@@ -39,9 +41,9 @@ class Packed:
     places: tuple[np.ndarray, ...]
 
 
-def find_groups(rows: Sequence[np.ndarray]) -> list[Group]:
+def find_groups(rows: Sequence[np.ndarray], packs_all: bool) -> list[Group]:
     """Sequences that begin alike, where computing the beginning once saves enough; all others
-    stand in groups of their own, with nothing shared."""
+    stand in groups of their own, with nothing shared. `packs_all`: those are packed as well."""
     order = sorted(range(len(rows)), key=lambda row: rows[row].tolist())
     groups: list[Group] = []
     for row in order:
@@ -56,7 +58,7 @@ def find_groups(rows: Sequence[np.ndarray]) -> list[Group]:
                 groups[-1] = Group((*group.rows, row), size)
                 continue
         groups.append(Group((row,), 0))
-    return [part for group in groups for part in _if_it_pays(group, rows)]
+    return [part for group in groups for part in _if_it_pays(group, rows, packs_all)]
 
 
 def num_tokens(group: Group, rows: Sequence[np.ndarray]) -> int:
@@ -72,7 +74,9 @@ def packed_batches(
     at once, not at the end. A group that is larger than the budget is computed in portions, its
     prompt once for each; a row that is larger goes alone."""
     portions = [
-        part for group in find_groups(rows) for part in _portions(group, rows, token_budget)
+        part
+        for group in find_groups(rows, packs_all)
+        for part in _portions(group, rows, token_budget, packs_all)
     ]
     if packs_all:
         shared = {row for portion in portions for row in portion.rows}
@@ -141,23 +145,27 @@ def _common(one: np.ndarray, other: np.ndarray) -> int:
     return int(different[0]) if len(different) else len(one)
 
 
-def _portions(group: Group, rows: Sequence[np.ndarray], token_budget: int) -> Iterator[Group]:
+def _portions(
+    group: Group, rows: Sequence[np.ndarray], token_budget: int, packs_all: bool
+) -> Iterator[Group]:
     """Parts of a group that fit the budget and still pay."""
     if not group.size:
         return
     left = sorted(group.rows, key=lambda row: -len(rows[row]))
     while left:
         own = np.cumsum([len(rows[row]) - group.size for row in left])
-        count = max(1, int((group.size + own <= token_budget).sum()))
-        yield from (
-            part for part in _if_it_pays(Group(tuple(left[:count]), group.size), rows) if part.size
-        )
+        fitting = max(1, int((group.size + own <= token_budget).sum()))
+        # As many in each as in the others, so that none is left with a row or two.
+        count = math.ceil(len(left) / math.ceil(len(left) / fitting))
+        portion = Group(tuple(left[:count]), group.size)
+        yield from (part for part in _if_it_pays(portion, rows, packs_all) if part.size)
         left = left[count:]
 
 
-def _if_it_pays(group: Group, rows: Sequence[np.ndarray]) -> Iterator[Group]:
+def _if_it_pays(group: Group, rows: Sequence[np.ndarray], packs_all: bool) -> Iterator[Group]:
     plain = sum(len(rows[row]) for row in group.rows)
-    if plain - num_tokens(group, rows) >= MIN_SAVED * plain:
+    saved = plain - num_tokens(group, rows)
+    if saved > 0 if packs_all else saved >= MIN_SAVED * plain:
         yield group
     else:
         yield from (Group((row,), 0) for row in group.rows)
