@@ -135,6 +135,11 @@ def test_states_and_gradients_are_those_of_plain_transformers_in_float64(
         ).sum().backward()
     for one, other in zip(mine, expected, strict=True):
         assert_near(one, other, dtype)
+    with torch.no_grad():
+        padded = torch.tensor([[*rows[0], 0, 0, 0, 0, 0], rows[1]])
+        states = backbone(module)(input_ids=padded, use_cache=False).last_hidden_state
+    for one, other in zip(states, expected, strict=False):
+        assert_near(one[: len(other)], other, dtype)
     for name, a, b in lora_pairs(module):
         for own, reference in zip((a, b), pairs[name], strict=True):
             assert_near(own.grad, reference.grad, dtype)

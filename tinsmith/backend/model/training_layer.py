@@ -28,7 +28,7 @@ from tinsmith.backend.model.side_by_side import SideBySide
 
 
 class TrainingLayer(GradientCheckpointingLayer):
-    """Computes what the layer it replaces does, on packed tokens.
+    """Computes what the layer it replaces does.
 
     The layer's modules keep their names and their parameters; their own forward is not called.
     """
@@ -53,17 +53,22 @@ class TrainingLayer(GradientCheckpointingLayer):
         hidden_states: Tensor,
         *,
         position_embeddings: tuple[Tensor, Tensor],
-        parts: Sequence[Part],
+        parts: Sequence[Part] | None = None,
         **_: Any,
     ) -> Tensor:
-        """[1, N, D] to [1, N, D]."""
-        x = hidden_states[0]
-        cos, signed_sin = (angles[0] for angles in position_embeddings)
+        """[1, N, D] of packed tokens, or without `parts` [B, T, D] of rows that have any padding on
+        their right, to the same shape."""
+        shape = hidden_states.shape
+        x = hidden_states.flatten(0, 1)
+        cos, signed_sin = (
+            angles.expand(shape[0], -1, -1, -1).flatten(0, 1) for angles in position_embeddings
+        )
+        parts = _rows(shape) if parts is None else parts
         rotated, value = _Heads.apply(self, x, cos, signed_sin, *self.qkv.adapters)  # pyright: ignore[reportGeneralTypeIssues]
         query, key = rotated.split(self.num_heads, 1)
         attended = attend_parts(query, key, value, parts, self.self_attn.scaling, self._window)
         adapters = [a for part in (self.output, self.gate_up, self.down) for a in part.adapters]
-        return _Rest.apply(self, x, attended.flatten(1), *adapters)[None]  # pyright: ignore[reportOptionalSubscript]
+        return _Rest.apply(self, x, attended.flatten(1), *adapters).view(shape)  # pyright: ignore[reportOptionalMemberAccess]
 
     def adapters_of_rest(self, adapters: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         """Those of output, gate and up, and down."""
@@ -72,6 +77,12 @@ class TrainingLayer(GradientCheckpointingLayer):
             found.append(adapters[start : start + len(part.adapters)])
             start += len(part.adapters)
         return found
+
+
+def _rows(shape: torch.Size) -> list[Part]:
+    num_rows, length, _ = shape
+    none = slice(0, 0)
+    return [Part(slice(i * length, (i + 1) * length), none) for i in range(num_rows)]
 
 
 class _Heads(torch.autograd.Function):
@@ -158,8 +169,8 @@ class _Rest(torch.autograd.Function):
 
 
 def use_training_layers(base: BaseModel, module: PreTrainedModel) -> None:
-    """Put a TrainingLayer in the place of each layer of a known family, where that pays; from then
-    on the module tree takes packed tokens alone."""
+    """Put a TrainingLayer in the place of each layer of a known family, where that pays; the module
+    tree takes no masks any more."""
     if base.device.type != "cpu" or base.dtype.itemsize < 4 or base.shards is not None:
         return
     layers = fusable_layers(module)
