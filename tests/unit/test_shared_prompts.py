@@ -198,6 +198,8 @@ def test_where_all_are_packed_any_prompt_that_is_long_enough_is_shared():
     rows = [np.array([*prompt, *range(100 * i, 100 * i + 90)]) for i in range(4, 7)]
     assert all(group.size == 0 for group in find_groups(rows, packs_all=False)), "it saves 19 %"
     assert find_groups(rows, packs_all=True) == [Group((0, 1, 2), 36)]
+    long = [np.append(row, np.arange(1000, 1110)) for row in rows]
+    assert all(group.size == 0 for group in find_groups(long, packs_all=True)), "it needs masks"
     short = [row[21:] for row in rows]
     assert all(group.size == 0 for group in find_groups(short, packs_all=True))
 

@@ -16,6 +16,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -23,6 +25,7 @@ from transformers import (
 from tests.packed import packed_states
 from tinsmith.backend.model.adapter import LoraSettings, attach_adapter, lora_pairs
 from tinsmith.backend.model.base_model import BaseModel, backbone
+from tinsmith.backend.model.check import check_model
 from tinsmith.backend.model.packed_attention import Part, attend_parts
 from tinsmith.backend.model.training_layer import TrainingLayer
 
@@ -220,3 +223,27 @@ def test_layers_of_another_activation_are_computed_by_transformers():
     row = list(range(30))
     expected = backbone(model)(input_ids=torch.tensor([row])).last_hidden_state[0]
     assert torch.allclose(packed_states(module, [row])[0], expected, rtol=0, atol=1e-5)
+
+
+def test_a_window_that_a_family_has_in_its_masks_alone_is_kept_to():
+    """Qwen2-MoE tells attention of none."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = (
+        SIZES | WINDOW | {"moe_intermediate_size": 40, "shared_expert_intermediate_size": 40}
+    )
+    config = Qwen2MoeConfig(**sizes, use_sliding_window=True, max_window_layers=0, num_experts=4)
+    model = Qwen2MoeForCausalLM(config).requires_grad_(False).eval()
+    base = BaseModel("tiny", "", model, None, 512, ())
+    module = attach_adapter(base, LoraSettings(3, 4.0, train_mlp=False), seed=1)
+    row = torch.randint(0, SIZES["vocab_size"], (60,)).tolist()
+    expected = backbone(model)(input_ids=torch.tensor([row])).last_hidden_state[0]
+    assert torch.allclose(packed_states(module, [row])[0], expected, rtol=0, atol=1e-5)
+
+
+def test_a_model_that_was_looked_at_can_be_trained_by_autograd(base: BaseModel):
+    """The look, which computes nothing but forward passes, leaves no tensors of inference."""
+    check_model(base)
+    assert not any(parameter.is_inference() for parameter in base.module.parameters())
+    module = attach_adapter(base, LoraSettings(4, 32.0), seed=0)
+    torch.cat(packed_states(module, [list(range(20))] * 2)).sum().backward()
+    assert all(b.grad is not None for name, _, b in lora_pairs(module) if "lm_head" not in name)

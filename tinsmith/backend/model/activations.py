@@ -56,6 +56,7 @@ def peak_bytes(
 
     In attention to packed sequences a CPU keeps `num_scores` of each head (None: as many as so
     many tokens can have), other devices keys and values again for `num_repeated` tokens of prompts.
+    Behind the layers the states of those tokens are repeated, as is their gradient.
 
     `ranks`, the sum of those of all adapters, and `device_type` are given for a module that has
     neither adapters nor a device yet.
@@ -84,11 +85,12 @@ def peak_bytes(
         attended = num_repeated * 2 * queries
     whole = num_tokens * layer + attended
     kept = num_tokens * layers * width + whole if recomputes else layers * whole
-    passing = (4 if is_by_hand else 2) * inner + 4 * width
+    passing = num_tokens * ((4 if is_by_hand else 2) * inner + 4 * width)
+    passing += 2 * num_repeated * width
     size = module.dtype.itemsize
     block = MAX_LOGITS[device_type]
     logits = LOGITS_COPIES * min(num_tokens * _vocabulary_size(module), block)
-    return int((kept + num_tokens * passing) * size + torch.float32.itemsize * logits)
+    return int((kept + passing) * size + torch.float32.itemsize * logits)
 
 
 def tokens_within(module: PreTrainedModel, memory_bytes: int) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tinsmith.backend.model.base_model import backbone, decoder_layers
+from tinsmith.backend.model.base_model import BaseModel, backbone, decoder_layers
 
 # x + attention(norm(x)), then x + mlp(norm(x)), with rotated queries and keys of whole heads.
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -25,6 +25,12 @@ class SignedRotation(nn.Module):
         half = sin.shape[-1] // 2
         signed_sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
         return cos.unsqueeze(2), signed_sin.unsqueeze(2)
+
+
+def trains_by_hand(base: BaseModel) -> bool:
+    """Whether backward passes by hand pay: on a CPU, whose memory is what they save, in float32 or
+    more, and with weights that stay where they are."""
+    return base.device.type == "cpu" and base.dtype.itemsize >= 4 and base.shards is None
 
 
 def fusable_layers(module: PreTrainedModel) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.model.families import trains_by_hand
 
 # Families of transformers whose norm is y = w x / sqrt(mean(x^2) + epsilon).
 NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
@@ -45,7 +46,7 @@ class _Normalize(torch.autograd.Function):
 
 
 def normalize(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """w x r, bit for bit what transformers computes, and r."""
+    """w x r, in float32 bit for bit what transformers computes, and r."""
     r = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon)
     return (x * r).mul_(weight), r
 
@@ -59,7 +60,7 @@ def norm_gradient(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor) -> Tensor:
 
 def fuse_norms(base: BaseModel, module: PreTrainedModel) -> None:
     """Put a FusedNorm in the place of each norm of a known family, where that is exact and pays."""
-    if base.device.type != "cpu" or base.dtype.itemsize < 4 or base.shards is not None:
+    if not trains_by_hand(base):
         return
     for parent in list(module.modules()):
         for name, layer in list(parent.named_children()):

@@ -67,8 +67,22 @@ def attend(
             module, query, key, value, attention_mask, scaling=scaling, **more
         )
     scaling = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+    if sliding_window is None:
+        sliding_window = _window_of_masks(module)
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     return attend_parts(query, key, value, parts, scaling, sliding_window)[None], None
+
+
+def _window_of_masks(module: Any) -> int | None:
+    """The window of attention that is told of none: some families put theirs into the masks alone,
+    those of a layer or, without a word in the layer, of all or of a kind."""
+    if hasattr(module, "sliding_window"):
+        return module.sliding_window
+    config = getattr(module, "config", None)
+    kinds, is_used = getattr(config, "layer_types", None), getattr(config, "use_sliding_window", 1)
+    if not is_used or (kinds and kinds[module.layer_idx] != "sliding_attention"):
+        return None
+    return getattr(config, "sliding_window", None)
 
 
 def attend_parts(
@@ -103,8 +117,8 @@ def _attend_part(
     is_plain = _is_plain(part, window)
     mask = None
     if not is_plain:
-        mask = _may_see(part.num_queries, part.num_keys, window).to(query.device)
-    query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+        mask = _mask(part, window, query.dtype).to(query.device)
+    query, key, value = _heads_first(query, key, value)
     attended = F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=is_plain, scale=scaling, enable_gqa=True
     )
@@ -187,7 +201,10 @@ def _seen(tensor: Tensor, part: Part) -> Tensor:
 
 
 def _heads_first(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.transpose(0, 1)[None] for tensor in tensors]
+    """[T, H, K] as [1, H, T, K] whose last dimension lies in one piece, which PyTorch's operators
+    do not check."""
+    heads = [tensor.transpose(0, 1)[None] for tensor in tensors]
+    return [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in heads]
 
 
 def _in_groups(tensor_THK: Tensor, num_groups: int) -> Tensor:
@@ -206,7 +223,7 @@ def _probabilities(q: Tensor, k: Tensor, part: Part, scaling: float, window: int
     """softmax(s q k^T) [G, H / G T, S] where a query may see."""
     grouped = _in_groups(q, k.shape[1])
     scores = torch.bmm(grouped, k.permute(1, 2, 0)).mul_(scaling)
-    mask = _mask(part.num_queries, part.num_keys, window, q.dtype)
+    mask = _kept_mask(part.num_queries, part.num_keys, window, q.dtype)
     scores.unflatten(1, (-1, part.num_queries)).add_(mask)
     return torch.softmax(scores, -1)
 
@@ -229,7 +246,7 @@ def _flash_options(
     part: Part, window: int | None, dtype: torch.dtype, scaling: float
 ) -> dict[str, Any]:
     is_plain = _is_plain(part, window)
-    mask = None if is_plain else _mask(part.num_queries, part.num_keys, window, dtype)
+    mask = None if is_plain else _mask(part, window, dtype)
     return {"is_causal": is_plain, "attn_mask": mask, "scale": scaling}
 
 
@@ -238,15 +255,21 @@ def _is_plain(part: Part, window: int | None) -> bool:
     return not part.first_position and (window is None or window >= part.num_keys)
 
 
-@lru_cache(maxsize=64)  # one for each part of a micro-batch, as all layers want them
-def _mask(num_queries: int, num_keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
+def _mask(part: Part, window: int | None, dtype: torch.dtype) -> Tensor:
     """What is added to scores: -inf where one of the last tokens may not see one of all."""
-    may_see = _may_see(num_queries, num_keys, window)
-    return torch.zeros(may_see.shape, dtype=dtype).masked_fill_(~may_see, -torch.inf)
+    if _is_short(part):
+        return _kept_mask(part.num_queries, part.num_keys, window, dtype)
+    return _made_mask(part.num_queries, part.num_keys, window, dtype)
 
 
-def _may_see(num_queries: int, num_keys: int, window: int | None) -> Tensor:
-    at = torch.arange(num_keys)
-    distance = at[num_keys - num_queries :, None] - at
-    may_see = distance >= 0
-    return may_see if window is None else may_see & (distance < window)
+def _made_mask(num_queries: int, num_keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    # Not a tensor of inference, where it is made there first: training may take it from the cache.
+    with torch.inference_mode(False):
+        nothing = torch.full((num_queries, num_keys), -torch.inf, dtype=dtype)
+        before = num_keys - num_queries
+        mask = nothing.triu(before + 1)
+        return mask if window is None else mask.add_(nothing.tril_(before - window))
+
+
+# One for each short part of a micro-batch, as all layers want them; of 0.4 MB at most.
+_kept_mask = lru_cache(maxsize=64)(_made_mask)

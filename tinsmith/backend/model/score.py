@@ -56,7 +56,7 @@ class _Job:
     memory_bytes: int | None
 
     def size(self, rows: Sequence[int]) -> int:
-        """Tokens that go through the model for a micro-batch, padding included."""
+        """Tokens that go through the model for a micro-batch, any padding included."""
         tokens = [self.data[row].tokens for row in rows]
         return _size(self.module, tokens, find_groups(tokens, packs_all(self.module)))
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tinsmith.backend.model.packed_attention import Part
+from tinsmith.backend.model.packed_attention import MIN_FLASH_QUERIES, Part
 
-# Sharing costs an attention of its own for every part. Where sequences would otherwise be padded
-# it pays from this share of the tokens on; where all are packed, each has its own anyway.
+# Sharing costs an attention of its own, with a mask, for every part; it pays from this share of the
+# tokens on. Where all are packed, short parts have that anyway.
 MIN_SAVED = 0.2
 MIN_PROMPT = 16
 
@@ -165,7 +165,9 @@ def _portions(
 def _if_it_pays(group: Group, rows: Sequence[np.ndarray], packs_all: bool) -> Iterator[Group]:
     plain = sum(len(rows[row]) for row in group.rows)
     saved = plain - num_tokens(group, rows)
-    if saved > 0 if packs_all else saved >= MIN_SAVED * plain:
+    longest = max(len(rows[row]) for row in group.rows) - group.size
+    is_free = packs_all and longest < MIN_FLASH_QUERIES
+    if saved >= (1 if is_free else MIN_SAVED * plain) and group.size:
         yield group
     else:
         yield from (Group((row,), 0) for row in group.rows)

@@ -82,11 +82,12 @@ def _stacked(weights: Sequence[nn.Parameter]) -> Tensor:
         return weights[0].detach()
     first, num_outputs = weights[0], sum(weight.shape[0] for weight in weights)
     if not _lie_side_by_side(weights):
-        together = torch.cat([weight.detach() for weight in weights])
-        for weight, part in zip(
-            weights, together.split([weight.shape[0] for weight in weights]), strict=True
-        ):
-            weight.data = part
+        # Not tensors of inference, where they are made there first: they are trained on later.
+        with torch.inference_mode(False), torch.no_grad():
+            together = torch.cat(list(weights))
+            parts = together.split([weight.shape[0] for weight in weights])
+            for weight, part in zip(weights, parts, strict=True):
+                weight.data = part
     return first.detach().as_strided((num_outputs, first.shape[1]), (first.shape[1], 1))
 
 

@@ -21,6 +21,7 @@ from tinsmith.backend.model.families import (
     fusable_layers,
     head_norm,
     sliding_window,
+    trains_by_hand,
 )
 from tinsmith.backend.model.fused_norm import norm_gradient, normalize
 from tinsmith.backend.model.packed_attention import Part, attend_parts
@@ -171,7 +172,7 @@ class _Rest(torch.autograd.Function):
 def use_training_layers(base: BaseModel, module: PreTrainedModel) -> None:
     """Put a TrainingLayer in the place of each layer of a known family, where that pays; the module
     tree takes no masks any more."""
-    if base.device.type != "cpu" or base.dtype.itemsize < 4 or base.shards is not None:
+    if not trains_by_hand(base):
         return
     layers = fusable_layers(module)
     if not all(isinstance(layer.mlp.act_fn, SiLUActivation) for layer in layers.values()):
