@@ -13,6 +13,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -54,10 +56,30 @@ def qwen3() -> PreTrainedModel:
     return Qwen3ForCausalLM(Qwen3Config(hidden_act="gelu", **SIZES))
 
 
+def qwen2_moe() -> PreTrainedModel:
+    sizes: dict[str, Any] = SIZES | WINDOW
+    sizes |= {"moe_intermediate_size": 40, "shared_expert_intermediate_size": 40, "num_experts": 4}
+    model = Qwen2MoeForCausalLM(Qwen2MoeConfig(use_sliding_window=True, **sizes))
+    model.set_experts_implementation("eager")  # the other ones know no float64
+    return model
+
+
 @pytest.mark.parametrize("make", [llama, mistral, qwen2, qwen3])
 def test_log_probabilities_of_fused_layers_are_those_of_plain_transformers_in_float64(
     make: Callable[[], PreTrainedModel],
 ):
+    layers = decoder_layers(sampled_as_in_float64(make))
+    assert layers is not None
+    assert all(isinstance(layer, FusedLayer) for layer in layers)
+
+
+def test_a_window_that_a_family_has_in_its_masks_alone_is_kept_to_in_sampling():
+    """Qwen2-MoE tells attention of none."""
+    sampled_as_in_float64(qwen2_moe)
+
+
+def sampled_as_in_float64(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """A replica, whose samples' log-probabilities are those of plain transformers."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = make().eval().requires_grad_(False)
@@ -66,9 +88,6 @@ def test_log_probabilities_of_fused_layers_are_those_of_plain_transformers_in_fl
                 parameter.copy_(1 + 0.3 * torch.randn_like(parameter))
     base = BaseModel("random", "", module, _NoTokenizer(), 256, (0,))
     replica = make_replica(base, None)
-    layers = decoder_layers(replica)
-    assert layers is not None
-    assert all(isinstance(layer, FusedLayer) for layer in layers)
     clients = [Client(request(list(range(size)), 20, seed=size)) for size in (3, 40)]
     batch = SamplingBatch(base, replica, 8192, 10**6)
     for client in clients:
@@ -86,6 +105,7 @@ def test_log_probabilities_of_fused_layers_are_those_of_plain_transformers_in_fl
         assert torch.allclose(
             torch.tensor(completion.logprobs, dtype=torch.float64), chosen, rtol=0, atol=TOLERANCE
         )
+    return replica
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this PyTorch has no MKL")

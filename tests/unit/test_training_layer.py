@@ -231,7 +231,7 @@ def test_a_window_that_a_family_has_in_its_masks_alone_is_kept_to():
     sizes: dict[str, Any] = (
         SIZES | WINDOW | {"moe_intermediate_size": 40, "shared_expert_intermediate_size": 40}
     )
-    config = Qwen2MoeConfig(**sizes, use_sliding_window=True, max_window_layers=0, num_experts=4)
+    config = Qwen2MoeConfig(**sizes, use_sliding_window=True, num_experts=4)
     model = Qwen2MoeForCausalLM(config).requires_grad_(False).eval()
     base = BaseModel("tiny", "", model, None, 512, ())
     module = attach_adapter(base, LoraSettings(3, 4.0, train_mlp=False), seed=1)

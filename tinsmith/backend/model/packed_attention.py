@@ -68,12 +68,12 @@ def attend(
         )
     scaling = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     if sliding_window is None:
-        sliding_window = _window_of_masks(module)
+        sliding_window = window_of_masks(module)
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     return attend_parts(query, key, value, parts, scaling, sliding_window)[None], None
 
 
-def _window_of_masks(module: Any) -> int | None:
+def window_of_masks(module: Any) -> int | None:
     """The window of attention that is told of none: some families put theirs into the masks alone,
     those of a layer or, without a word in the layer, of all or of a kind."""
     if hasattr(module, "sliding_window"):
@@ -82,7 +82,7 @@ def _window_of_masks(module: Any) -> int | None:
     kinds, is_used = getattr(config, "layer_types", None), getattr(config, "use_sliding_window", 1)
     if not is_used or (kinds and kinds[module.layer_idx] != "sliding_attention"):
         return None
-    return getattr(config, "sliding_window", None)
+    return getattr(config, "sliding_window", None) or None  # 0, where it is not used
 
 
 def attend_parts(
