@@ -8,57 +8,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2MoeConfig,
-    Qwen2MoeForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import PreTrainedModel
 
+from tests.families import SIZES, llama, mistral, qwen2, qwen2_moe, qwen3, qwen3_gelu
 from tests.packed import packed_states
 from tinsmith.backend.model.adapter import LoraSettings, attach_adapter, lora_pairs
 from tinsmith.backend.model.base_model import BaseModel, backbone
 from tinsmith.backend.model.check import check_model
+from tinsmith.backend.model.families import sliding_window
 from tinsmith.backend.model.packed_attention import Part, attend_parts
 from tinsmith.backend.model.training_layer import TrainingLayer
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
-    "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16,
-    "initializer_range": 0.2, "max_position_embeddings": 512,
-}  # fmt: skip
-WINDOW: dict[str, Any] = {"sliding_window": 24}
 SCALING = 4.0 / 3
 # Relative to the norm of each, of hidden states and of every gradient.
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
-
-
-def llama() -> PreTrainedModel:
-    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
-    config = LlamaConfig(attention_bias=True, mlp_bias=True, rope_parameters=rope, **SIZES)
-    return LlamaForCausalLM(config)
-
-
-def mistral() -> PreTrainedModel:
-    return MistralForCausalLM(MistralConfig(**SIZES, **WINDOW))
-
-
-def qwen2() -> PreTrainedModel:
-    layers = ["full_attention", "sliding_attention", "full_attention"]
-    return Qwen2ForCausalLM(
-        Qwen2Config(use_sliding_window=True, layer_types=layers, **SIZES, **WINDOW)
-    )
-
-
-def qwen3() -> PreTrainedModel:
-    return Qwen3ForCausalLM(Qwen3Config(**SIZES))
 
 
 def with_random_vectors(model: PreTrainedModel) -> PreTrainedModel:
@@ -216,7 +179,7 @@ def test_adapters_of_one_base_share_the_weights_that_lie_side_by_side(base: Base
 
 def test_layers_of_another_activation_are_computed_by_transformers():
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(Qwen3Config(**SIZES, hidden_act="gelu")).requires_grad_(False).eval()
+    model = qwen3_gelu().requires_grad_(False).eval()
     base = BaseModel("tiny", "", model, None, 512, ())
     module = attach_adapter(base, LoraSettings(3, 4.0), seed=1)
     assert not any(isinstance(layer, TrainingLayer) for layer in module.modules())
@@ -228,16 +191,18 @@ def test_layers_of_another_activation_are_computed_by_transformers():
 def test_a_window_that_a_family_has_in_its_masks_alone_is_kept_to():
     """Qwen2-MoE tells attention of none."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = (
-        SIZES | WINDOW | {"moe_intermediate_size": 40, "shared_expert_intermediate_size": 40}
-    )
-    config = Qwen2MoeConfig(**sizes, use_sliding_window=True, num_experts=4)
-    model = Qwen2MoeForCausalLM(config).requires_grad_(False).eval()
+    model = qwen2_moe().requires_grad_(False).eval()
     base = BaseModel("tiny", "", model, None, 512, ())
     module = attach_adapter(base, LoraSettings(3, 4.0, train_mlp=False), seed=1)
     row = torch.randint(0, SIZES["vocab_size"], (60,)).tolist()
     expected = backbone(model)(input_ids=torch.tensor([row])).last_hidden_state[0]
     assert torch.allclose(packed_states(module, [row])[0], expected, rtol=0, atol=1e-5)
+
+
+def test_a_window_that_a_family_knows_nothing_of_is_none():
+    layer: Any = backbone(llama(sliding_window=5)).get_submodule("layers.0")
+    assert layer.self_attn.config.sliding_window == 5
+    assert sliding_window(layer.self_attn) is None
 
 
 def test_a_model_that_was_looked_at_can_be_trained_by_autograd(base: BaseModel):

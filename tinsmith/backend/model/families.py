@@ -47,10 +47,17 @@ def fusable_layers(module: PreTrainedModel) -> dict[str, Any]:
 
 
 def sliding_window(attention: Any) -> int | None:
-    """How many tokens one of a layer sees at most. Mistral's layers all have the window that the
-    config names."""
-    windowed = attention.config if attention.config.model_type == "mistral" else attention
-    return getattr(windowed, "sliding_window", None)
+    """How many tokens one of a layer sees at most. Some families name it in the layer; some, which
+    may tell their attention function of none, in the config, for all layers or those of a kind."""
+    if hasattr(attention, "sliding_window"):
+        return attention.sliding_window
+    config = attention.config
+    if not hasattr(type(config), "sliding_window"):  # a key that the family knows nothing of
+        return None
+    kinds, is_used = getattr(config, "layer_types", None), getattr(config, "use_sliding_window", 1)
+    if not is_used or (kinds and kinds[attention.layer_idx] != "sliding_attention"):
+        return None
+    return config.sliding_window or None  # 0, where it is not used
 
 
 def head_norm(attention: Any) -> tuple[Tensor, float] | None:

@@ -14,6 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tinsmith.backend.model import families
+
 ATTENTION = "tinsmith_packed"
 # PyTorch's attention on a CPU is made for long sequences: from so many queries on it takes them in
 # blocks that are large enough. Fewer are faster by plain products, half the time of both passes,
@@ -67,22 +69,9 @@ def attend(
             module, query, key, value, attention_mask, scaling=scaling, **more
         )
     scaling = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
-    if sliding_window is None:
-        sliding_window = window_of_masks(module)
+    window = families.sliding_window(module) if sliding_window is None else sliding_window
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return attend_parts(query, key, value, parts, scaling, sliding_window)[None], None
-
-
-def window_of_masks(module: Any) -> int | None:
-    """The window of attention that is told of none: some families put theirs into the masks alone,
-    those of a layer or, without a word in the layer, of all or of a kind."""
-    if hasattr(module, "sliding_window"):
-        return module.sliding_window
-    config = getattr(module, "config", None)
-    kinds, is_used = getattr(config, "layer_types", None), getattr(config, "use_sliding_window", 1)
-    if not is_used or (kinds and kinds[module.layer_idx] != "sliding_attention"):
-        return None
-    return getattr(config, "sliding_window", None) or None  # 0, where it is not used
+    return attend_parts(query, key, value, parts, scaling, window)[None], None
 
 
 def attend_parts(
@@ -114,15 +103,9 @@ def attend_parts(
 def _attend_part(
     query: Tensor, key: Tensor, value: Tensor, part: Part, scaling: float, window: int | None
 ) -> Tensor:
-    is_plain = _is_plain(part, window)
-    mask = None
-    if not is_plain:
-        mask = _mask(part, window, query.dtype).to(query.device)
-    query, key, value = _heads_first(query, key, value)
-    attended = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=is_plain, scale=scaling, enable_gqa=True
-    )
-    return attended[0].transpose(0, 1)
+    q, k, v = _heads_first(query, key, value)
+    options = _options(part, window, scaling, query)
+    return F.scaled_dot_product_attention(q, k, v, **options, enable_gqa=True)[0].transpose(0, 1)
 
 
 class _AttendOnCpu(torch.autograd.Function):
@@ -149,7 +132,7 @@ class _AttendOnCpu(torch.autograd.Function):
                 kept.append(probabilities)
             else:
                 own, normalizer = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                    *_heads_first(q, k, v), 0.0, **_flash_options(part, window, q.dtype, scaling)
+                    *_heads_first(q, k, v), 0.0, **_options(part, window, scaling, q)
                 )
                 output[part.own] = own[0].transpose(0, 1)
                 kept.append(normalizer)
@@ -175,7 +158,7 @@ class _AttendOnCpu(torch.autograd.Function):
                     *_heads_first(do, q, k, v, output[part.own]),
                     keeping,
                     0.0,
-                    **_flash_options(part, window, q.dtype, scaling),
+                    **_options(part, window, scaling, q),
                 )
                 dq, dk, dv = (gradient[0].transpose(0, 1) for gradient in found)
             d_query[part.own] = dq
@@ -223,8 +206,7 @@ def _probabilities(q: Tensor, k: Tensor, part: Part, scaling: float, window: int
     """softmax(s q k^T) [G, H / G T, S] where a query may see."""
     grouped = _in_groups(q, k.shape[1])
     scores = torch.bmm(grouped, k.permute(1, 2, 0)).mul_(scaling)
-    mask = _kept_mask(part.num_queries, part.num_keys, window, q.dtype)
-    scores.unflatten(1, (-1, part.num_queries)).add_(mask)
+    scores.unflatten(1, (-1, part.num_queries)).add_(_mask(part, window, q.dtype))
     return torch.softmax(scores, -1)
 
 
@@ -242,17 +224,12 @@ def _short_backward(
     return dq, dk.transpose(0, 1), dv.transpose(0, 1)
 
 
-def _flash_options(
-    part: Part, window: int | None, dtype: torch.dtype, scaling: float
-) -> dict[str, Any]:
-    is_plain = _is_plain(part, window)
-    mask = None if is_plain else _mask(part, window, dtype)
-    return {"is_causal": is_plain, "attn_mask": mask, "scale": scaling}
-
-
-def _is_plain(part: Part, window: int | None) -> bool:
-    """Whether each token sees itself and all before it, so that no mask is needed."""
-    return not part.first_position and (window is None or window >= part.num_keys)
+def _options(part: Part, window: int | None, scaling: float, query: Tensor) -> dict[str, Any]:
+    """Which tokens may see which, as PyTorch's attention is told. Without a prompt or a window that
+    is too short each sees itself and all before it, which needs no mask."""
+    is_causal = not part.first_position and (window is None or window >= part.num_keys)
+    mask = None if is_causal else _mask(part, window, query.dtype).to(query.device)
+    return {"is_causal": is_causal, "attn_mask": mask, "scale": scaling}
 
 
 def _mask(part: Part, window: int | None, dtype: torch.dtype) -> Tensor:

@@ -118,10 +118,9 @@ class _Heads(torch.autograd.Function):
         d_rotated, d_value = gradients
         x, r, h, y, z, heads_r, cos, signed_sin, *adapters = ctx.saved_tensors
         layer = ctx.layer
-        sizes = [sum(layer.num_heads), layer.num_heads[1]]
         back = (d_rotated * signed_sin).roll(cos.shape[-1] // 2, -1).addcmul_(d_rotated, cos)
         if layer.head_norm is not None:
-            heads = y.unflatten(1, (-1, cos.shape[-1]))[:, : sizes[0]]
+            heads = y.unflatten(1, (-1, cos.shape[-1]))[:, : sum(layer.num_heads)]
             back = norm_gradient(back, heads, layer.head_norm[0], heads_r)
         dy = torch.cat([back, d_value], 1).flatten(1)
         dh, own = layer.qkv.backward(dy, h, z, adapters, ctx.needs_input_grad[1])

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from tinsmith.backend.model.packed_attention import window_of_masks
+from tinsmith.backend.model import families
 
 ATTENTION = "tinsmith_keys_values"
 BLOCK = 64  # capacities grow in blocks, so that few sizes ever exist
@@ -40,9 +40,8 @@ def attend(
     """Attention as transformers' interface wants it: [B, H, T, D] in, [B, T, H, D] out."""
     assert keys_values is not None
     assert attention_mask is None
-    if sliding_window is None:
-        sliding_window = window_of_masks(module)
-    output = keys_values.attend(query, key, value, scaling, sliding_window)
+    window = families.sliding_window(module) if sliding_window is None else sliding_window
+    output = keys_values.attend(query, key, value, scaling, window)
     return output.transpose(1, 2), None
 
 
