@@ -5,6 +5,7 @@ so that any transformers model with plain attention layers samples through it.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,11 +20,10 @@ BLOCK = 64  # capacities grow in blocks, so that few sizes ever exist
 # CPU attention rounds otherwise over fewer keys than this. A prompt is padded to a multiple of it,
 # and goes through the model with prompts of the same multiple alone.
 LENGTH_STEP = 32
-# MKL sums over more keys than this in parts whose size depends on their number, up to the 512 that
-# PyTorch hands it at a time. So a decode step looks at a multiple of 32, or at one of 512, and a
-# row's numbers do not depend, bit for bit, on the lengths of the rows beside it.
-LONGEST_UNSPLIT = 256
+# So many keys PyTorch hands to the math library at a time.
 PART = 512
+# Queries that share a key in the models of today; the library has kernels by their number.
+NUM_SHARING = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 
 
 def attend(
@@ -158,10 +158,12 @@ class RunningKeysValues:
         if window is not None and window < self._view_length:
             bias = bias.masked_fill(self._distance >= window, float("-inf"))
         grouped = query.view(n, key.shape[1], heads // key.shape[1], dim)
+        if n * key.shape[1] == 1:  # lest MKL share it out among threads: it would sum otherwise
+            grouped, key, value = (tensor.expand(2, -1, -1, -1) for tensor in (grouped, key, value))
         output = F.scaled_dot_product_attention(
             grouped, key, value, attn_mask=bias[:, None, None].to(query.dtype), scale=scaling
         )
-        return output.view(n, heads, 1, dim)
+        return output[:n].view(n, heads, 1, dim)
 
     def _grow(self, prompt: PromptKeysValues, num_slots: int) -> None:
         if not self._layers:
@@ -191,9 +193,39 @@ class RunningKeysValues:
 
 
 def view_length(longest: int, device: torch.device) -> int:
-    """How many keys a decode step looks at whose longest row has `longest`."""
-    is_split = device.type == "cpu" and longest > LONGEST_UNSPLIT
+    """How many keys a decode step looks at whose longest row has `longest`: on a CPU a multiple of
+    32, or of 512 where it matters, so that a row's numbers do not depend, bit for bit, on the
+    lengths of the rows beside it."""
+    is_split = device.type == "cpu" and longest > longest_unsplit()
     return round_up(longest, PART if is_split else LENGTH_STEP)
+
+
+@cache
+def longest_unsplit() -> int:
+    """The most keys over which attention sums as it does over the same ones at the start of 512.
+
+    MKL sums over more in parts whose size depends on their number: from 288 keys on with an Intel
+    CPU, from 224 with one of AMD's. So it is tried.
+    """
+    most = PART
+    random = torch.Generator().manual_seed(0)
+    for heads in NUM_SHARING:
+        query, keys, values = (
+            torch.randn(2, 1, count, 64, generator=random) for count in (heads, PART, PART)
+        )
+        for length in range(LENGTH_STEP, most + 1, LENGTH_STEP):
+            bias = torch.full((1, 1, 1, PART), float("-inf"))
+            bias[..., :length] = 0
+            alone, beside = (
+                F.scaled_dot_product_attention(
+                    query, keys[:, :, :size], values[:, :, :size], attn_mask=bias[..., :size]
+                )
+                for size in (length, PART)
+            )
+            if not torch.equal(alone, beside):
+                most = length - LENGTH_STEP
+                break
+    return most
 
 
 def round_up(number: int, step: int) -> int:
