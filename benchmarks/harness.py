@@ -21,6 +21,7 @@ from benchmarks.models import FOR_A_CPU, PRESETS, make_model
 from tinsmith.errors import TinsmithError
 from tinsmith.files import write_json
 from tinsmith.metadata import git_commit
+from tinsmith.processor import processor
 from tinsmith.serving import Endpoint, local_server
 
 ROOT = Path(__file__).parents[1]
@@ -160,13 +161,9 @@ def find_python(name: str) -> Path:
 
 def hardware() -> dict[str, str]:
     """The machine and the versions that the figures belong to."""
-    cpu = next(
-        (line.split(":", 1)[1].strip() for line in _cpu_info() if line.startswith("model name")),
-        platform.machine(),
-    )
     names = ("torch", "transformers", "peft", "tinker")
     return {
-        "cpu": f"{cpu}, {os.cpu_count()} cores",
+        "cpu": f"{processor()}, {os.cpu_count()} cores",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
         **{name: version(name) for name in names},
@@ -227,8 +224,3 @@ def _record(
         "cases": [asdict(case) for case in cases],
         "figures": [asdict(figure) for figure in figures],
     }
-
-
-def _cpu_info() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []

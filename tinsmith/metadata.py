@@ -21,6 +21,7 @@ import psutil
 from tinsmith.container import COMMIT_VARIABLE, current_image
 from tinsmith.files import sha256
 from tinsmith.gpus import ask_driver
+from tinsmith.processor import processor
 
 _RECORDED = re.compile(
     r"^(TINKER|TINSMITH|HF|HUGGINGFACE|TRANSFORMERS|TORCH|PYTORCH|CUDA|NCCL|VLLM|OMP|MKL|OPENBLAS"
@@ -144,7 +145,7 @@ def machine() -> dict[str, Any]:
         "host": platform.node(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": processor(),
         "num_cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
     }
@@ -162,13 +163,6 @@ def peak_memory_bytes() -> dict[str, int]:
         "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "largest_child": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit,
     }
-
-
-def _processor() -> str:
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text().splitlines() if listing.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
 
 
 def _output_of(*command: str) -> str | None:

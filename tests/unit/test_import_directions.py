@@ -15,6 +15,7 @@ FLOOR = {
     "tinsmith.errors",
     "tinsmith.files",
     "tinsmith.objectives.losses",
+    "tinsmith.processor",
     "tinsmith.settings",
 }
 LOGPROB_CHECK = "scripts/check_local_sampling_logprobs.py"

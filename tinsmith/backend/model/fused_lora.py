@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.lora import Linear
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from tinsmith.backend.model.products import linear
 
 ADAPTER = "default"
 
@@ -44,8 +45,8 @@ class _Fused(torch.autograd.Function):
         b: Tensor,
         scaling: float,
     ) -> Tensor:
-        z = x @ a.t()
-        y = F.linear(x, weight, bias)
+        z = linear(x, a)
+        y = linear(x, weight, bias)
         y.addmm_(z, b.t(), alpha=scaling)
         ctx.save_for_backward(x, z, weight, a, b)
         ctx.scaling = scaling
@@ -57,5 +58,5 @@ class _Fused(torch.autograd.Function):
         (dy,) = gradients
         x, z, weight, a, b = ctx.saved_tensors
         g = (dy @ b).mul_(ctx.scaling)
-        dx = (dy @ weight).addmm_(g, a) if ctx.needs_input_grad[0] else None
+        dx = linear(dy, weight.t()).addmm_(g, a) if ctx.needs_input_grad[0] else None
         return dx, None, None, g.t() @ x, (dy.t() @ z).mul_(ctx.scaling), None

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from tinsmith.backend.model.fused_lora import ADAPTER
+from tinsmith.backend.model.products import linear
 
 
 class SideBySide:
@@ -38,10 +38,10 @@ class SideBySide:
 
     def forward(self, x: Tensor, adapters: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """y [N, O] and z = x A^T [N, sum of ranks] of x [N, I] and the adapters A, B, A, B, ..."""
-        y = F.linear(x, self.weight, self.bias)
+        y = linear(x, self.weight, self.bias)
         if not adapters:
             return y, None
-        z = F.linear(x, torch.cat(list(adapters[::2])))
+        z = linear(x, torch.cat(list(adapters[::2])))
         for own, own_z, b in zip(*self._parts(adapters, y, z), adapters[1::2], strict=True):
             own.addmm_(own_z, b.t(), alpha=self._scaling)
         return y, z
@@ -53,7 +53,7 @@ class SideBySide:
 
         With g = s dy B: dx = dy W + g A, dA = g^T x, dB = s dy^T z.
         """
-        dx = dy @ self.weight if needs_dx else None
+        dx = linear(dy, self.weight.t()) if needs_dx else None
         if z is None:
             return dx, []
         g, db = torch.empty_like(z), []
