@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from tests.batches import REQUESTS, Client, alone, assert_same, finish, make_batch, request
 from tinsmith.backend.model.base_model import BaseModel, backbone
 from tinsmith.backend.sampling.batch import MAX_PREFILLS
-from tinsmith.backend.sampling.keys_values import PromptKeysValues, RunningKeysValues
+from tinsmith.backend.sampling.keys_values import RunningKeysValues
+from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues
 
 
 @pytest.mark.parametrize("token_budget", [1, 70, 8192])
@@ -67,13 +68,13 @@ def test_the_size_of_a_block_of_logits_changes_no_bit(base: BaseModel, block_row
 
 
 def count_prefills(replica: PreTrainedModel) -> list[int]:
-    """A list that grows by the number of rows of each prefill."""
+    """A list that grows by the number of tokens of each prefill."""
     counts: list[int] = []
 
     def note(_: nn.Module, __: tuple, settings: dict[str, Tensor]) -> None:
-        rows, length = settings["input_ids"].shape
+        length = settings["input_ids"].shape[1]
         if length > 1:
-            counts.append(rows)
+            counts.append(length)
 
     backbone(replica).register_forward_pre_hook(note, with_kwargs=True)
     return counts
@@ -98,7 +99,7 @@ def test_a_request_of_many_samples_is_admitted_in_portions_that_fit_after_one_pr
     while not batch.is_idle:
         sampled.append(batch.step())
     assert max(sampled) <= 2 * most_rows, "a first token each, and the next"
-    assert prefills == [1, 1]
+    assert prefills == [40, len(REQUESTS[0].prompt)]
     assert_same(client.completions, whole.completions)
     assert_same(behind.completions, alone(base)[0])
 
@@ -106,11 +107,11 @@ def test_a_request_of_many_samples_is_admitted_in_portions_that_fit_after_one_pr
 def test_prompts_are_prefilled_a_few_at_a_time_while_others_get_their_tokens(base: BaseModel):
     batch, replica = make_batch(base, token_budget=64)
     prefills = count_prefills(replica)
-    clients = [Client(request(range(10, 60), 3, seed=seed)) for seed in range(20)]
+    clients = [Client(request(range(10, 70), 3, seed=seed)) for seed in range(20)]
     for client in clients:
         batch.add(client.job)
     batch.step()
-    assert prefills == [1] * MAX_PREFILLS
+    assert prefills == [60] * MAX_PREFILLS
     assert not clients[0].results
     batch.step()
     assert clients[0].results, "it ended while most of the others wait for their prefill"
@@ -120,7 +121,7 @@ def test_prompts_are_prefilled_a_few_at_a_time_while_others_get_their_tokens(bas
 
 def test_slots_of_many_short_rows_do_not_grow_to_the_length_of_a_long_one():
     def prompt(size: int) -> PromptKeysValues:
-        found = PromptKeysValues()
+        found = PromptKeysValues([size], torch.device("cpu"))
         found.update(torch.randn(1, 2, size, 4), torch.randn(1, 2, size, 4), 0)
         return found
 
@@ -133,8 +134,9 @@ def test_slots_of_many_short_rows_do_not_grow_to_the_length_of_a_long_one():
     running.begin_step([11, 11, 400])
     token = torch.zeros(3, 2, 1, 4)
     keys, values = running.update(token, token, 0)
-    assert torch.equal(keys[2, :, :400], long.layers[0][0][0])
-    assert torch.equal(values[2, :, :400], long.layers[0][1][0])
+    _, long_keys, long_values = next(long.of(0))
+    assert torch.equal(keys[2, :, :400], long_keys.transpose(0, 1))
+    assert torch.equal(values[2, :, :400], long_values.transpose(0, 1))
     assert keys.untyped_storage().nbytes() <= bound * 2 * 4 * keys.itemsize
     running.begin_step([12])  # the long one has ended
     running.admit(range(1, 90), prompt(10), 0, 10)

@@ -6,7 +6,8 @@ from tinsmith.backend.model.base_model import BaseModel, backbone, unembed
 from tinsmith.backend.model.packed_attention import use_packed_attention
 from tinsmith.backend.model.shared_prompts import Group, pack, packed_hidden_states
 from tinsmith.backend.model.training_layer import use_training_layers
-from tinsmith.backend.sampling.keys_values import PromptKeysValues, RunningKeysValues
+from tinsmith.backend.sampling.keys_values import RunningKeysValues
+from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues
 from tinsmith.backend.sampling.replica import make_replica
 from tinsmith.errors import TinsmithError
 
@@ -53,7 +54,7 @@ def _last_logits(base: BaseModel, ids_1T: torch.Tensor) -> torch.Tensor:
     """Logits after a prefill of all tokens but the last, and one decode step."""
     replica = make_replica(base, None)
     size = ids_1T.shape[1]
-    prompt = PromptKeysValues()
+    prompt = PromptKeysValues([size - 1], base.device)
     positions = torch.arange(size, device=base.device)[None]
     backbone(replica)(
         input_ids=ids_1T[:, :-1],

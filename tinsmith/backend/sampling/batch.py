@@ -1,7 +1,6 @@
 """Continuous batching on one replica: rows join after a prefill and leave when they end."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -9,15 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tinsmith.backend.model.base_model import BaseModel, backbone, unembed
-from tinsmith.backend.model.forward import micro_batches
 from tinsmith.backend.sampling.choose import choose
 from tinsmith.backend.sampling.job import Job, Prefilled, Row
-from tinsmith.backend.sampling.keys_values import (
-    LENGTH_STEP,
-    PromptKeysValues,
-    RunningKeysValues,
-    round_up,
-)
+from tinsmith.backend.sampling.keys_values import RunningKeysValues
+from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues
 from tinsmith.backend.sampling.prompt_scores import score_prompt
 from tinsmith.backend.sampling.stop import stop_reason
 from tinsmith.backend.sampling.waiting import Waiting
@@ -116,26 +110,28 @@ class SamplingBatch:
         new = [portion for portion in portions if portion[0].prefilled is None]
         for job, count in known:
             self._start_rows(job, count)
-        for group in self._of_one_length(new):
+        for group in self._within_budget(new):
             self._prefill([job for job, _ in group])
             for job, count in group:
                 self._start_rows(job, count)
         self._admitting = []
         return sum(count for _, count in portions)
 
-    def _of_one_length(
+    def _within_budget(
         self, portions: Sequence[tuple[Job, int]]
     ) -> Iterator[list[tuple[Job, int]]]:
-        """What goes through the model together: prompts of one padded length, since the numbers of
-        a row depend on that of its batch; longest first, within the token budget."""
-
-        def length(portion: tuple[Job, int]) -> int:
-            return round_up(len(portion[0].request.prompt), LENGTH_STEP)
-
-        for size, group in groupby(sorted(portions, key=length, reverse=True), key=length):
-            alike = list(group)
-            for rows in micro_batches([size] * len(alike), self._token_budget):
-                yield [alike[row] for row in rows]
+        """What goes through the model together: a longer prompt than the budget goes alone."""
+        together: list[tuple[Job, int]] = []
+        num_tokens = 0
+        for portion in portions:
+            length = len(portion[0].request.prompt)
+            if together and num_tokens + length > self._token_budget:
+                yield together
+                together, num_tokens = [], 0
+            together.append(portion)
+            num_tokens += length
+        if together:
+            yield together
 
     def _take_what_fits(self) -> list[tuple[Job, int]]:
         """Waiting jobs, and how many samples of each, while the cache would hold all rows
@@ -149,7 +145,7 @@ class SamplingBatch:
             longest = max(longest, job.longest)
             room = self._max_tokens_kept // longest - rows
             if job.prefilled is None:
-                prefill += round_up(len(job.request.prompt), LENGTH_STEP)
+                prefill += len(job.request.prompt)
             if taken and prefill > MAX_PREFILLS * self._token_budget:
                 break
             count = min(job.num_left, room if rows else max(room, 1))
@@ -163,21 +159,19 @@ class SamplingBatch:
         return taken
 
     def _prefill(self, jobs: Sequence[Job]) -> None:
-        longest = round_up(max(len(job.request.prompt) for job in jobs), LENGTH_STEP)
-        ids_BT = torch.zeros(len(jobs), longest, dtype=torch.long)
-        for i, job in enumerate(jobs):
-            ids_BT[i, : len(job.request.prompt)] = torch.tensor(job.request.prompt)
-        prompt = PromptKeysValues()
-        # Padding may reach past the context, where a model with learned positions has none.
-        positions_T = torch.arange(longest).clamp(max=self._base.context_length - 1)
-        hidden_BTD = self._hidden(ids_BT, positions_T[None], prompt)
-        last_B = torch.tensor([len(job.request.prompt) - 1 for job in jobs])
-        logits_BV = unembed(self._replica, hidden_BTD[torch.arange(len(jobs)), last_B])
-        for i, job in enumerate(jobs):
+        """Prompts one behind the other; each is computed as it would be alone."""
+        lengths = [len(job.request.prompt) for job in jobs]
+        ids_1N = torch.tensor([[token for job in jobs for token in job.request.prompt]])
+        positions_1N = torch.cat([torch.arange(length) for length in lengths])[None]
+        prompt = PromptKeysValues(lengths, self._base.device)
+        hidden_ND = self._hidden(ids_1N, positions_1N, prompt)[0]
+        last_B = torch.tensor([own.stop - 1 for own in prompt.prompts])
+        logits_BV = unembed(self._replica, hidden_ND[last_B])
+        for i, (job, own) in enumerate(zip(jobs, prompt.prompts, strict=True)):
             job.prefilled = Prefilled(logits_BV[i], prompt, i)
             if job.prompt_scores is None:
                 job.prompt_scores = score_prompt(
-                    self._replica, hidden_BTD[i], job.request, self._block_rows
+                    self._replica, hidden_ND[own], job.request, self._block_rows
                 )
 
     def _start_rows(self, job: Job, count: int) -> None:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinsmith.backend.model.families import head_norm, sliding_window
-from tinsmith.backend.sampling.keys_values import PromptKeysValues, RunningKeysValues
+from tinsmith.backend.sampling.keys_values import RunningKeysValues
 from tinsmith.backend.sampling.packed import PackedLinear
+from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues
 
 
 class FusedLayer(nn.Module):

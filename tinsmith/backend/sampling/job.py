@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from tinsmith.backend.sampling.choose import Choice
-from tinsmith.backend.sampling.keys_values import PromptKeysValues
+from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues
 from tinsmith.backend.sampling.request import (
     Completion,
     Growth,

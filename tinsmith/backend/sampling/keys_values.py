@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from tinsmith.backend.model import families
+from tinsmith.backend.sampling.prompt_keys_values import LENGTH_STEP, PromptKeysValues, round_up
 
 ATTENTION = "tinsmith_keys_values"
 BLOCK = 64  # capacities grow in blocks, so that few sizes ever exist
-# CPU attention rounds otherwise over fewer keys than this. A prompt is padded to a multiple of it,
-# and goes through the model with prompts of the same multiple alone.
-LENGTH_STEP = 32
 # So many keys PyTorch hands to the math library at a time.
 PART = 512
 # Queries that share a key in the models of today; the library has kernels by their number.
@@ -51,49 +49,6 @@ def use_keys_values(module: PreTrainedModel) -> None:
     module.set_attn_implementation(ATTENTION)
 
 
-class PromptKeysValues:
-    """Of one prefill: every layer's keys and values, rows padded on the right."""
-
-    def __init__(self) -> None:
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def get_seq_length(self, *_: Any) -> int:
-        return 0
-
-    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
-        # Copies, lest what they are parts of stay in memory.
-        self.layers[layer] = (key.contiguous(), value.contiguous())
-        return self.layers[layer]
-
-    def only(self, row: int) -> "PromptKeysValues":
-        """A copy of one row."""
-        alone = PromptKeysValues()
-        alone.layers = {
-            layer: (keys[row : row + 1].clone(), values[row : row + 1].clone())
-            for layer, (keys, values) in self.layers.items()
-        }
-        return alone
-
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
-    ) -> Tensor:
-        """Causal attention; padding stands behind the tokens, where none of them looks."""
-        length = query.shape[2]
-        mask = None
-        if window is not None and window < length:
-            mask = torch.ones(length, length, dtype=torch.bool, device=query.device)
-            mask = mask.tril().triu(1 - window)
-        groups = query.shape[1] // key.shape[1]
-        return F.scaled_dot_product_attention(
-            query,
-            key.repeat_interleave(groups, dim=1),
-            value.repeat_interleave(groups, dim=1),
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scaling,
-        )
-
-
 class RunningKeysValues:
     """Of the running rows: preallocated, row i of the batch in slot i, each at its own length."""
 
@@ -113,14 +68,14 @@ class RunningKeysValues:
         return self._view_length
 
     def admit(self, slots: Sequence[int], prompt: PromptKeysValues, row: int, length: int) -> None:
-        """Copy one prefilled row into each of `slots`."""
+        """Copy the keys and values of a prompt of `length` tokens into each of `slots`."""
         self._longest = max(self._longest, length + 1)
         self._grow(prompt, max(slots) + 1)
         where = torch.tensor(slots, device=self._device)
-        for layer, (keys, values) in prompt.layers.items():
+        for layer, keys, values in prompt.of(row):
             mine_k, mine_v = self._layers[layer]
-            mine_k[where, :, :length] = keys[row, :, :length]
-            mine_v[where, :, :length] = values[row, :, :length]
+            mine_k[where, :, :length] = keys.transpose(0, 1)
+            mine_v[where, :, :length] = values.transpose(0, 1)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a slot, so that the running rows stay the first ones."""
@@ -168,7 +123,7 @@ class RunningKeysValues:
     def _grow(self, prompt: PromptKeysValues, num_slots: int) -> None:
         if not self._layers:
             for layer, (keys, values) in prompt.layers.items():
-                shapes = [(0, t.shape[1], 0, t.shape[3]) for t in (keys, values)]
+                shapes = [(0, t.shape[1], 0, t.shape[2]) for t in (keys, values)]
                 empty = [t.new_empty(s) for t, s in zip((keys, values), shapes, strict=True)]
                 self._layers[layer] = (empty[0], empty[1])
         self._reserve(num_slots)
@@ -226,11 +181,6 @@ def longest_unsplit() -> int:
                 most = length - LENGTH_STEP
                 break
     return most
-
-
-def round_up(number: int, step: int) -> int:
-    """The smallest multiple of `step` that is at least `number`."""
-    return -(-number // step) * step
 
 
 def _resized(tensor: Tensor, num_slots: int, capacity: int) -> Tensor:
