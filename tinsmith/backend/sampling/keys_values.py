@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from tinsmith.backend.model import families
+from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.sampling.memory import key_value_heads
 from tinsmith.backend.sampling.prompt_keys_values import LENGTH_STEP, PromptKeysValues, round_up
 
 ATTENTION = "tinsmith_keys_values"
 BLOCK = 64  # capacities grow in blocks, so that few sizes ever exist
 # So many keys PyTorch hands to the math library at a time.
 PART = 512
-# Queries that share a key in the models of today; the library has kernels by their number.
-NUM_SHARING = (1, 2, 3, 4, 5, 6, 7, 8, 16)
+# Keys that attention reads in vain rather than be called once more.
+CALL_KEYS = {"cpu": 256, "cuda": 1 << 14}
 
 
 def attend(
@@ -52,9 +54,15 @@ def use_keys_values(module: PreTrainedModel) -> None:
 class RunningKeysValues:
     """Of the running rows: preallocated, row i of the batch in slot i, each at its own length."""
 
-    def __init__(self, device: torch.device, max_tokens: int) -> None:
-        """More than `max_tokens` (slots x capacity) are held only where the rows need them."""
+    def __init__(
+        self, device: torch.device, max_tokens: int, num_sharing: int, head_dim: int
+    ) -> None:
+        """More than `max_tokens` (slots x capacity) are held only where the rows need them.
+        `num_sharing` heads of queries share one of keys."""
         self._device = device
+        self._longest_unsplit = PART
+        if device.type == "cpu":
+            self._longest_unsplit = longest_unsplit(num_sharing, head_dim)
         self._max_tokens = max_tokens
         self._longest = 0
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -62,6 +70,7 @@ class RunningKeysValues:
         self._capacity = 0
         self._lengths = torch.zeros(0, dtype=torch.long, device=device)
         self._view_length = 0
+        self._views: list[tuple[slice, int]] = []
         self._bias: Tensor | None = None
 
     def get_seq_length(self, *_: Any) -> int:
@@ -85,9 +94,10 @@ class RunningKeysValues:
 
     def begin_step(self, lengths: Sequence[int]) -> Tensor:
         """Prepare one decode step of rows with `lengths` tokens; returns positions [n, 1]."""
-        longest = self._longest = view_length(max(lengths) + 1, self._device)
+        needed = [self._keys_looked_at(length + 1) for length in lengths]
+        self._views = _views(needed, CALL_KEYS[self._device.type])
+        longest = self._longest = self._view_length = max(needed)
         self._reserve(len(lengths))
-        self._view_length = longest
         self._lengths = torch.tensor(lengths, device=self._device)
         position = torch.arange(longest, device=self._device)
         self._distance = self._lengths[:, None] - position
@@ -112,13 +122,24 @@ class RunningKeysValues:
         bias = self._bias
         if window is not None and window < self._view_length:
             bias = bias.masked_fill(self._distance >= window, float("-inf"))
+        bias = bias[:, None, None].to(query.dtype)
         grouped = query.view(n, key.shape[1], heads // key.shape[1], dim)
-        if n * key.shape[1] == 1:  # lest MKL share it out among threads: it would sum otherwise
-            grouped, key, value = (tensor.expand(2, -1, -1, -1) for tensor in (grouped, key, value))
-        output = F.scaled_dot_product_attention(
-            grouped, key, value, attn_mask=bias[:, None, None].to(query.dtype), scale=scaling
-        )
-        return output[:n].view(n, heads, 1, dim)
+        output = torch.cat(
+            [
+                _attend_alike(
+                    grouped[rows], key[rows, :, :length], value[rows, :, :length],
+                    bias[rows, ..., :length], scaling,
+                )
+                for rows, length in self._views
+            ]
+        )  # fmt: skip
+        return output.view(n, heads, 1, value.shape[-1])
+
+    def _keys_looked_at(self, length: int) -> int:
+        """By a row of `length` tokens: a multiple of 32 or, where attention sums in parts, of 512,
+        so that its numbers do not depend, bit for bit, on the rows beside it."""
+        step = LENGTH_STEP if length <= self._longest_unsplit else PART
+        return round_up(length, step)
 
     def _grow(self, prompt: PromptKeysValues, num_slots: int) -> None:
         if not self._layers:
@@ -147,40 +168,58 @@ class RunningKeysValues:
         self._num_slots, self._capacity = slots, capacity
 
 
-def view_length(longest: int, device: torch.device) -> int:
-    """How many keys a decode step looks at whose longest row has `longest`: on a CPU a multiple of
-    32, or of 512 where it matters, so that a row's numbers do not depend, bit for bit, on the
-    lengths of the rows beside it."""
-    is_split = device.type == "cpu" and longest > longest_unsplit()
-    return round_up(longest, PART if is_split else LENGTH_STEP)
+def running_keys_values(base: BaseModel, max_tokens: int) -> RunningKeysValues:
+    """For rows of a model."""
+    config = base.module.config.get_text_config()
+    heads, head_dim = key_value_heads(config)
+    return RunningKeysValues(base.device, max_tokens, config.num_attention_heads // heads, head_dim)
+
+
+def _views(needed: Sequence[int], call_keys: int) -> list[tuple[slice, int]]:
+    """Neighbouring rows that are attended together, and how many keys that looks at, of which their
+    rows need all but `call_keys` in all."""
+    views: list[tuple[slice, int]] = []
+    start = longest = sum_needed = 0
+    for row, length in enumerate(needed):
+        both = max(longest, length)
+        if both * (row + 1 - start) - sum_needed - length > call_keys:
+            views.append((slice(start, row), longest))
+            start, sum_needed, both = row, 0, length
+        longest, sum_needed = both, sum_needed + length
+    return [*views, (slice(start, len(needed)), longest)]
+
+
+def _attend_alike(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float | None
+) -> Tensor:
+    n = len(query)
+    if n * key.shape[1] == 1:  # lest MKL share it out among threads: it would sum otherwise
+        query, key, value = (tensor.expand(2, -1, -1, -1) for tensor in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)[:n]
 
 
 @cache
-def longest_unsplit() -> int:
-    """The most keys over which attention sums as it does over the same ones at the start of 512.
+def longest_unsplit(num_sharing: int, head_dim: int) -> int:
+    """The most keys over which attention on a CPU sums as it does over the same at the start of
+    512.
 
-    MKL sums over more in parts whose size depends on their number: from 288 keys on with an Intel
-    CPU, from 224 with one of AMD's. So it is tried.
+    MKL sums over more in parts whose size depends on their number, with an Intel CPU from 288 keys
+    on, and from 224 with one of AMD's if four queries share a key. So it is tried.
     """
-    most = PART
     random = torch.Generator().manual_seed(0)
-    for heads in NUM_SHARING:
-        query, keys, values = (
-            torch.randn(2, 1, count, 64, generator=random) for count in (heads, PART, PART)
+    query, keys, values = (
+        torch.randn(2, 1, count, head_dim, generator=random) for count in (num_sharing, PART, PART)
+    )
+    for length in range(LENGTH_STEP, PART, LENGTH_STEP):
+        bias = torch.full((1, 1, 1, PART), float("-inf"))
+        bias[..., :length] = 0
+        alone, beside = (
+            _attend_alike(query, keys[:, :, :n], values[:, :, :n], bias[..., :n], None)
+            for n in (length, PART)
         )
-        for length in range(LENGTH_STEP, most + 1, LENGTH_STEP):
-            bias = torch.full((1, 1, 1, PART), float("-inf"))
-            bias[..., :length] = 0
-            alone, beside = (
-                F.scaled_dot_product_attention(
-                    query, keys[:, :, :size], values[:, :, :size], attn_mask=bias[..., :size]
-                )
-                for size in (length, PART)
-            )
-            if not torch.equal(alone, beside):
-                most = length - LENGTH_STEP
-                break
-    return most
+        if not torch.equal(alone, beside):
+            return length - LENGTH_STEP
+    return PART
 
 
 def _resized(tensor: Tensor, num_slots: int, capacity: int) -> Tensor:

@@ -1,0 +1,54 @@
+"""Rows that are attended together look at few keys in vain."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinsmith.backend.sampling.keys_values import RunningKeysValues, _views
+from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues
+
+LENGTHS = st.lists(st.integers(1, 40).map(lambda n: 32 * n), min_size=1, max_size=80)
+
+
+@given(LENGTHS, st.integers(0, 2000))
+def test_neighbouring_rows_are_attended_together_within_a_bound_of_keys_in_vain(
+    needed: list[int], call_keys: int
+):
+    views = _views(needed, call_keys)
+    rows = [row for own, _ in views for row in range(own.start, own.stop)]
+    assert rows == list(range(len(needed)))
+    for own, longest in views:
+        assert longest == max(needed[own])
+        assert longest * len(needed[own]) - sum(needed[own]) <= call_keys
+    for (own, longest), (behind, _) in pairwise(views):
+        together = [*needed[own], needed[behind.start]]
+        assert max(longest, together[-1]) * len(together) - sum(together) > call_keys
+
+
+def test_short_rows_beside_a_long_one_look_at_few_keys(monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[int, ...]] = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query: torch.Tensor, key: torch.Tensor, *others: Any, **more: Any):
+        seen.append(tuple(key.shape[::2]))
+        return real(query, key, *others, **more)
+
+    running = RunningKeysValues(torch.device("cpu"), 10**6, num_sharing=1, head_dim=4)
+    for slot, size in enumerate((1000, 20, 20)):
+        prompt = PromptKeysValues([size], torch.device("cpu"))
+        prompt.update(torch.randn(1, 2, size, 4), torch.randn(1, 2, size, 4), 0)
+        running.admit([slot], prompt, 0, size)
+    running.begin_step([1000, 20, 20])
+    token = torch.randn(3, 2, 1, 4)
+    keys, values = running.update(token, token, 0)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    output = running.attend(token, keys, values, None, None)
+    assert seen == [(1, 1024), (2, 32)]
+    for slot, length in enumerate((1001, 21, 21)):
+        own = slice(slot, slot + 1)
+        expected = real(token[own], keys[own, :, :length], values[own, :, :length])
+        assert torch.allclose(output[own], expected, rtol=0, atol=1e-6)
