@@ -126,7 +126,7 @@ def test_slots_of_many_short_rows_do_not_grow_to_the_length_of_a_long_one():
         return found
 
     bound = 100 * 64
-    running = RunningKeysValues(torch.device("cpu"), bound, num_sharing=1, head_dim=4)
+    running = RunningKeysValues(torch.device("cpu"), bound)
     running.admit(range(100), prompt(10), 0, 10)
     running.begin_step([10] * 2)  # the others have ended
     long = prompt(400)

@@ -33,6 +33,7 @@ PLACES = {
     ),
     "transformers": ("backend/", "export.py", "tiny/", "chat.py", LOGPROB_CHECK, RECIPES_LAUNCHER),
     "peft": ("backend/", "export.py"),
+    "numba": ("backend/sampling/decode_attention.py",),
     "fastapi": ("backend/wire/",),
     "uvicorn": ("backend/",),
     "starlette": ("backend/wire/", "backend/listening.py"),

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinsmith.backend.sampling.decode_attention import openmp
 from tinsmith.backend.sampling.keys_values import RunningKeysValues, _views
 from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues
 
@@ -29,7 +30,11 @@ def test_neighbouring_rows_are_attended_together_within_a_bound_of_keys_in_vain(
         assert max(longest, together[-1]) * len(together) - sum(together) > call_keys
 
 
-def test_short_rows_beside_a_long_one_look_at_few_keys(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_short_rows_beside_a_long_one_look_at_few_keys(
+    dtype: torch.dtype, window: int | None, monkeypatch: pytest.MonkeyPatch
+):
     seen: list[tuple[int, ...]] = []
     real = torch.nn.functional.scaled_dot_product_attention
 
@@ -37,18 +42,27 @@ def test_short_rows_beside_a_long_one_look_at_few_keys(monkeypatch: pytest.Monke
         seen.append(tuple(key.shape[::2]))
         return real(query, key, *others, **more)
 
-    running = RunningKeysValues(torch.device("cpu"), 10**6, num_sharing=1, head_dim=4)
+    running = RunningKeysValues(torch.device("cpu"), 10**6)
     for slot, size in enumerate((1000, 20, 20)):
         prompt = PromptKeysValues([size], torch.device("cpu"))
-        prompt.update(torch.randn(1, 2, size, 4), torch.randn(1, 2, size, 4), 0)
+        key, value = torch.randn(2, 1, 2, size, 4, dtype=dtype)
+        prompt.update(key, value, 0)
         running.admit([slot], prompt, 0, size)
     running.begin_step([1000, 20, 20])
-    token = torch.randn(3, 2, 1, 4)
-    keys, values = running.update(token, token, 0)
+    query = torch.randn(3, 6, 1, 4, dtype=dtype)  # three heads share a key
+    key, value = torch.randn(2, 3, 2, 1, 4, dtype=dtype)
+    keys, values = running.update(key, value, 0)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
-    output = running.attend(token, keys, values, None, None)
-    assert seen == [(1, 1024), (2, 32)]
+    output = running.attend(query, keys, values, 0.3, window)
+    # In float32 PyTorch's attention is not used, and each row looks at its own keys alone.
+    is_compiled = dtype == torch.float32 and openmp() is not None
+    assert seen == ([] if is_compiled else [(1, 1024), (2, 32)])
     for slot, length in enumerate((1001, 21, 21)):
-        own = slice(slot, slot + 1)
-        expected = real(token[own], keys[own, :, :length], values[own, :, :length])
-        assert torch.allclose(output[own], expected, rtol=0, atol=1e-6)
+        first = 0 if window is None else length - window
+        q, k, v = (
+            tensor[slot].double()
+            for tensor in (query, keys[:, :, first:length], values[:, :, first:length])
+        )
+        scores = torch.einsum("hgd,htd->hgt", q.view(2, 3, 4), k) * 0.3
+        expected = torch.einsum("hgt,htd->hgd", scores.softmax(-1), v).view(6, 1, 4)
+        assert torch.allclose(output[slot].double(), expected, rtol=0, atol=1e-6)

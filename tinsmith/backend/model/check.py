@@ -6,7 +6,7 @@ from tinsmith.backend.model.base_model import BaseModel, backbone, unembed
 from tinsmith.backend.model.packed_attention import use_packed_attention
 from tinsmith.backend.model.shared_prompts import Group, pack, packed_hidden_states
 from tinsmith.backend.model.training_layer import use_training_layers
-from tinsmith.backend.sampling.keys_values import running_keys_values
+from tinsmith.backend.sampling.keys_values import RunningKeysValues
 from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues
 from tinsmith.backend.sampling.replica import make_replica
 from tinsmith.errors import TinsmithError
@@ -63,7 +63,7 @@ def _last_logits(base: BaseModel, ids_1T: torch.Tensor) -> torch.Tensor:
         keys_values=prompt,
         use_cache=True,
     )
-    running = running_keys_values(base, base.context_length)
+    running = RunningKeysValues(base.device, base.context_length)
     running.admit([0], prompt, 0, size - 1)
     output = backbone(replica)(
         input_ids=ids_1T[:, -1:],

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from tinsmith.backend.model.base_model import BaseModel, backbone, unembed
 from tinsmith.backend.sampling.choose import choose
 from tinsmith.backend.sampling.job import Job, Prefilled, Row
-from tinsmith.backend.sampling.keys_values import RunningKeysValues, running_keys_values
+from tinsmith.backend.sampling.keys_values import RunningKeysValues
 from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues
 from tinsmith.backend.sampling.prompt_scores import score_prompt
 from tinsmith.backend.sampling.stop import stop_reason
@@ -102,7 +102,7 @@ class SamplingBatch:
         self._keys_values = self._no_keys_values()
 
     def _no_keys_values(self) -> RunningKeysValues:
-        return running_keys_values(self._base, self._max_tokens_kept)
+        return RunningKeysValues(self._base.device, self._max_tokens_kept)
 
     def _admit(self) -> int:
         portions = self._admitting = self._take_what_fits()

@@ -5,7 +5,6 @@ so that any transformers model with plain attention layers samples through it.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,15 +13,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from tinsmith.backend.model import families
-from tinsmith.backend.model.base_model import BaseModel
-from tinsmith.backend.sampling.memory import key_value_heads
+from tinsmith.backend.sampling.decode_attention import attend_rows, openmp
 from tinsmith.backend.sampling.prompt_keys_values import LENGTH_STEP, PromptKeysValues, round_up
 
 ATTENTION = "tinsmith_keys_values"
 BLOCK = 64  # capacities grow in blocks, so that few sizes ever exist
-# So many keys PyTorch hands to the math library at a time.
-PART = 512
-# Keys that attention reads in vain rather than be called once more.
+# Keys that PyTorch's attention reads in vain rather than be called once more.
 CALL_KEYS = {"cpu": 256, "cuda": 1 << 14}
 
 
@@ -54,27 +50,20 @@ def use_keys_values(module: PreTrainedModel) -> None:
 class RunningKeysValues:
     """Of the running rows: preallocated, row i of the batch in slot i, each at its own length."""
 
-    def __init__(
-        self, device: torch.device, max_tokens: int, num_sharing: int, head_dim: int
-    ) -> None:
-        """More than `max_tokens` (slots x capacity) are held only where the rows need them.
-        `num_sharing` heads of queries share one of keys."""
+    def __init__(self, device: torch.device, max_tokens: int) -> None:
+        """More than `max_tokens` (slots x capacity) are held only where the rows need them."""
         self._device = device
-        self._longest_unsplit = PART
-        if device.type == "cpu":
-            self._longest_unsplit = longest_unsplit(num_sharing, head_dim)
         self._max_tokens = max_tokens
         self._longest = 0
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._num_slots = 0
         self._capacity = 0
-        self._lengths = torch.zeros(0, dtype=torch.long, device=device)
-        self._view_length = 0
+        self._lengths = self._slots = torch.zeros(0, dtype=torch.long, device=device)
         self._views: list[tuple[slice, int]] = []
-        self._bias: Tensor | None = None
+        self._biases: dict[tuple[int, int | None], Tensor] = {}
 
     def get_seq_length(self, *_: Any) -> int:
-        return self._view_length
+        return self._longest
 
     def admit(self, slots: Sequence[int], prompt: PromptKeysValues, row: int, length: int) -> None:
         """Copy the keys and values of a prompt of `length` tokens into each of `slots`."""
@@ -94,15 +83,12 @@ class RunningKeysValues:
 
     def begin_step(self, lengths: Sequence[int]) -> Tensor:
         """Prepare one decode step of rows with `lengths` tokens; returns positions [n, 1]."""
-        needed = [self._keys_looked_at(length + 1) for length in lengths]
+        needed = [round_up(length + 1, LENGTH_STEP) for length in lengths]
         self._views = _views(needed, CALL_KEYS[self._device.type])
-        longest = self._longest = self._view_length = max(needed)
+        self._biases.clear()
+        self._longest = max(needed)
         self._reserve(len(lengths))
         self._lengths = torch.tensor(lengths, device=self._device)
-        position = torch.arange(longest, device=self._device)
-        self._distance = self._lengths[:, None] - position
-        self._bias = torch.zeros(self._distance.shape, device=self._device)
-        self._bias.masked_fill_(self._distance < 0, float("-inf"))
         self._slots = torch.arange(len(lengths), device=self._device)
         return self._lengths[:, None]
 
@@ -110,36 +96,43 @@ class RunningKeysValues:
         keys, values = self._layers[layer]
         keys[self._slots, :, self._lengths] = key[:, :, 0]
         values[self._slots, :, self._lengths] = value[:, :, 0]
-        n, longest = len(self._slots), self._view_length
-        return keys[:n, :, :longest], values[:n, :, :longest]
+        n = len(self._slots)
+        return keys[:n], values[:n]
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
     ) -> Tensor:
-        """One query token a row; the heads that share a key are attended as query positions."""
+        """One query token a row."""
+        if query.device.type == "cpu" and query.dtype == torch.float32 and openmp() is not None:
+            return attend_rows(query, key, value, self._lengths + 1, scaling, window)
+        # The heads that share a key are attended as query positions.
         n, heads, _, dim = query.shape
-        assert self._bias is not None
-        bias = self._bias
-        if window is not None and window < self._view_length:
-            bias = bias.masked_fill(self._distance >= window, float("-inf"))
-        bias = bias[:, None, None].to(query.dtype)
         grouped = query.view(n, key.shape[1], heads // key.shape[1], dim)
-        output = torch.cat(
-            [
-                _attend_alike(
-                    grouped[rows], key[rows, :, :length], value[rows, :, :length],
-                    bias[rows, ..., :length], scaling,
-                )
-                for rows, length in self._views
-            ]
-        )  # fmt: skip
-        return output.view(n, heads, 1, value.shape[-1])
+        outputs = [
+            F.scaled_dot_product_attention(
+                grouped[rows],
+                key[rows, :, :length],
+                value[rows, :, :length],
+                attn_mask=self._bias(rows, length, window, query.dtype),
+                scale=scaling,
+            )
+            for rows, length in self._views
+        ]
+        return torch.cat(outputs).view(n, heads, 1, -1)
 
-    def _keys_looked_at(self, length: int) -> int:
-        """By a row of `length` tokens: a multiple of 32 or, where attention sums in parts, of 512,
-        so that its numbers do not depend, bit for bit, on the rows beside it."""
-        step = LENGTH_STEP if length <= self._longest_unsplit else PART
-        return round_up(length, step)
+    def _bias(self, rows: slice, length: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """What is added to scores [n, 1, 1, T], the same in many layers, of keys that a row does
+        not see."""
+        known = self._biases.get((rows.start, window))
+        if known is None:
+            distance = self._lengths[rows, None] - torch.arange(length, device=self._device)
+            is_hidden = distance < 0
+            if window is not None:
+                is_hidden |= distance >= window
+            bias = torch.zeros(is_hidden.shape, dtype=dtype, device=self._device)
+            known = bias.masked_fill_(is_hidden, float("-inf"))[:, None, None]
+            self._biases[rows.start, window] = known
+        return known
 
     def _grow(self, prompt: PromptKeysValues, num_slots: int) -> None:
         if not self._layers:
@@ -168,13 +161,6 @@ class RunningKeysValues:
         self._num_slots, self._capacity = slots, capacity
 
 
-def running_keys_values(base: BaseModel, max_tokens: int) -> RunningKeysValues:
-    """For rows of a model."""
-    config = base.module.config.get_text_config()
-    heads, head_dim = key_value_heads(config)
-    return RunningKeysValues(base.device, max_tokens, config.num_attention_heads // heads, head_dim)
-
-
 def _views(needed: Sequence[int], call_keys: int) -> list[tuple[slice, int]]:
     """Neighbouring rows that are attended together, and how many keys that looks at, of which their
     rows need all but `call_keys` in all."""
@@ -187,39 +173,6 @@ def _views(needed: Sequence[int], call_keys: int) -> list[tuple[slice, int]]:
             start, sum_needed, both = row, 0, length
         longest, sum_needed = both, sum_needed + length
     return [*views, (slice(start, len(needed)), longest)]
-
-
-def _attend_alike(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float | None
-) -> Tensor:
-    n = len(query)
-    if n * key.shape[1] == 1:  # lest MKL share it out among threads: it would sum otherwise
-        query, key, value = (tensor.expand(2, -1, -1, -1) for tensor in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)[:n]
-
-
-@cache
-def longest_unsplit(num_sharing: int, head_dim: int) -> int:
-    """The most keys over which attention on a CPU sums as it does over the same at the start of
-    512.
-
-    MKL sums over more in parts whose size depends on their number, with an Intel CPU from 288 keys
-    on, and from 224 with one of AMD's if four queries share a key. So it is tried.
-    """
-    random = torch.Generator().manual_seed(0)
-    query, keys, values = (
-        torch.randn(2, 1, count, head_dim, generator=random) for count in (num_sharing, PART, PART)
-    )
-    for length in range(LENGTH_STEP, PART, LENGTH_STEP):
-        bias = torch.full((1, 1, 1, PART), float("-inf"))
-        bias[..., :length] = 0
-        alone, beside = (
-            _attend_alike(query, keys[:, :, :n], values[:, :, :n], bias[..., :n], None)
-            for n in (length, PART)
-        )
-        if not torch.equal(alone, beside):
-            return length - LENGTH_STEP
-    return PART
 
 
 def _resized(tensor: Tensor, num_slots: int, capacity: int) -> Tensor:

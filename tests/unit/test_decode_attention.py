@@ -1,0 +1,89 @@
+"""Compiled attention of a new token is that of the formula, and a row's numbers are its own."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numba
+import pytest
+import torch
+
+from tinsmith.backend.sampling import decode_attention
+from tinsmith.backend.sampling.decode_attention import attend_rows, openmp
+
+pytestmark = pytest.mark.skipif(
+    openmp() is None, reason="this PyTorch's OpenMP library is not libgomp"
+)
+# Rows, heads of keys, queries that share one, widths of keys and values, places.
+SHAPES = [(5, 2, 3, 16, 8, 70), (1, 1, 7, 12, 12, 64), (4, 4, 2, 64, 64, 600)]
+TOLERANCE = 2e-6
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_attend_to_their_own_keys_as_the_formula_says_in_float64(
+    shape: tuple[int, ...], window: int | None
+):
+    query, keys, values, lengths = drawn(shape)
+    output = attend_rows(query, keys, values, lengths, 0.3, window)
+    for row, length in enumerate(lengths.tolist()):
+        first = 0 if window is None else max(0, length - window)
+        k, v = (tensor[row, :, first:length].double() for tensor in (keys, values))
+        q = query[row].view(k.shape[0], -1, k.shape[-1]).double()
+        weights = (torch.einsum("hgd,htd->hgt", q, k) * 0.3).softmax(-1)
+        exact = torch.einsum("hgt,htd->hgd", weights, v).reshape(output[row].shape)
+        assert torch.allclose(output[row].double(), exact, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_neither_other_rows_nor_threads_nor_places_change_a_bit(shape: tuple[int, ...]):
+    query, keys, values, lengths = drawn(shape)
+    torch.set_num_threads(2)
+    together = attend_rows(query, keys, values, lengths, None, None)
+    for num_threads in (1, 2, 5):
+        torch.set_num_threads(num_threads)
+        for row, length in enumerate(lengths.tolist()):
+            own = slice(row, row + 1)
+            k, v = (tensor[own, :, :length].contiguous() for tensor in (keys, values))
+            alone = attend_rows(query[own], k, v, lengths[own], None, None)
+            assert torch.equal(alone, together[own])
+
+
+def test_a_value_that_is_not_a_number_is_seen_in_its_row_alone():
+    query, keys, values, lengths = drawn(SHAPES[0])
+    keys[1, 0, 0, 0] = float("nan")
+    output = attend_rows(query, keys, values, lengths, None, None)
+    assert output.isnan().flatten(1).any(1).tolist() == [False, True, False, False, False]
+
+
+def test_it_is_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch):
+    real = numba.cfunc
+
+    def refuse(signature: Any, cache: bool = False, **options: Any):
+        if cache:
+            raise RuntimeError("cannot cache function 'share': no locator available for file")
+        return real(signature, **options)
+
+    monkeypatch.setattr(numba, "cfunc", refuse)
+    decode_attention._compiled.cache_clear()
+    query, keys, values, lengths = drawn(SHAPES[0])
+    assert attend_rows(query, keys, values, lengths, None, None).isfinite().all()
+    decode_attention._compiled.cache_clear()
+
+
+def drawn(shape: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    n, heads, num_sharing, dim, value_dim, places = shape
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return (
+            torch.randn(n, heads * num_sharing, 1, dim),
+            torch.randn(n, heads, places, dim),
+            torch.randn(n, heads, places, value_dim),
+            torch.randint(1, places + 1, (n,)),
+        )
