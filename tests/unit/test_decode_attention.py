@@ -1,6 +1,10 @@
 """Compiled attention of a new token is that of the formula, and a row's numbers are its own."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -16,6 +20,7 @@ pytestmark = pytest.mark.skipif(
 # Rows, heads of keys, queries that share one, widths of keys and values, places.
 SHAPES = [(5, 2, 3, 16, 8, 70), (1, 1, 7, 12, 12, 64), (4, 4, 2, 64, 64, 600)]
 TOLERANCE = 2e-6
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +58,22 @@ def test_neither_other_rows_nor_threads_nor_places_change_a_bit(shape: tuple[int
             k, v = (tensor[own, :, :length].contiguous() for tensor in (keys, values))
             alone = attend_rows(query[own], k, v, lengths[own], None, None)
             assert torch.equal(alone, together[own])
+
+
+def test_a_team_that_is_smaller_than_asked_for_does_all_the_work():
+    program = (
+        "import torch; from tests.unit.test_decode_attention import *; torch.set_num_threads(2);"
+        "print(attend_rows(*drawn(SHAPES[0]), None, None).double().sum().item())"
+    )
+    sums = [
+        subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, env=os.environ | {"OMP_THREAD_LIMIT": limit},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for limit in ("1", "2")
+    ]  # fmt: skip
+    assert sums[0] == sums[1]
+    assert float(sums[0]) == attend_rows(*drawn(SHAPES[0]), None, None).double().sum().item()
 
 
 def test_a_value_that_is_not_a_number_is_seen_in_its_row_alone():

@@ -26,6 +26,7 @@ OPENMP = "libgomp.so.1"
 # Sums may be taken in another order than written: one that a row's own length alone decides.
 REORDERING = {"reassoc", "contract", "nsz", "arcp"}
 _thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
+_team_size = types.ExternalFunction("omp_get_num_threads", types.int32())
 
 
 @cache
@@ -109,9 +110,10 @@ def _compiled(num_sharing: int, dim: int, value_dim: int) -> Any:
         outputs = array(_floats(addresses[4]), (n, num_key_heads, num_sharing, value_dim))
         scratch = array(_floats(addresses[5]), (threads, num_sharing, capacity))
         scaling = array(_floats(addresses[6]), 1)[0]
-        thread, num_tasks = _thread_number(), n * num_key_heads
+        # The team may be smaller than asked for, by OMP_THREAD_LIMIT for one.
+        thread, size, num_tasks = _thread_number(), _team_size(), n * num_key_heads
         weights = scratch[thread]
-        for task in range(num_tasks * thread // threads, num_tasks * (thread + 1) // threads):
+        for task in range(num_tasks * thread // size, num_tasks * (thread + 1) // size):
             row, head = task % n, task // n
             end = lengths[row]
             start = max(0, end - window)
