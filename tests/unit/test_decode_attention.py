@@ -98,7 +98,7 @@ def test_it_is_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatc
     decode_attention._compiled.cache_clear()
 
 
-def drawn(shape: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+def drawn(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     n, heads, num_sharing, dim, value_dim, places = shape
     with torch.random.fork_rng():
         torch.manual_seed(0)
