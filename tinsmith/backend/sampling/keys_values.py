@@ -58,7 +58,7 @@ class RunningKeysValues:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._num_slots = 0
         self._capacity = 0
-        self._lengths = self._slots = torch.zeros(0, dtype=torch.long, device=device)
+        self._lengths = self._ends = self._slots = torch.zeros(0, dtype=torch.long, device=device)
         self._views: list[tuple[slice, int]] = []
         self._biases: dict[tuple[int, int | None], Tensor] = {}
 
@@ -89,6 +89,7 @@ class RunningKeysValues:
         self._longest = max(needed)
         self._reserve(len(lengths))
         self._lengths = torch.tensor(lengths, device=self._device)
+        self._ends = self._lengths + 1  # with the new token
         self._slots = torch.arange(len(lengths), device=self._device)
         return self._lengths[:, None]
 
@@ -104,7 +105,7 @@ class RunningKeysValues:
     ) -> Tensor:
         """One query token a row."""
         if query.device.type == "cpu" and query.dtype == torch.float32 and openmp() is not None:
-            return attend_rows(query, key, value, self._lengths + 1, scaling, window)
+            return attend_rows(query, key, value, self._ends, scaling, window)
         # The heads that share a key are attended as query positions.
         n, heads, _, dim = query.shape
         grouped = query.view(n, key.shape[1], heads // key.shape[1], dim)
