@@ -64,6 +64,13 @@ def wait_until_running(http: httpx.Client) -> None:
     raise AssertionError("nothing runs")
 
 
+def wait_until_known(service: tinker.ServiceClient, http: httpx.Client) -> None:
+    """Until completions run and the SDK has been told how to cancel them: the answer to a request
+    that it made later is there."""
+    wait_until_running(http)
+    service.get_server_capabilities()
+
+
 # Weights that follow the training
 
 
@@ -96,14 +103,14 @@ def test_inflight_clients_of_two_runs_do_not_share_weights(service: tinker.Servi
 
 
 def test_a_completion_under_way_goes_on_with_newly_published_weights(
-    service: tinker.ServiceClient, http: httpx.Client
+    service: tinker.ServiceClient,
 ):
     trainer = trained_client(service, "qwen3")
     client = trainer.save_weights_and_get_sampling_client(kind="inflight").result()
     alone = client.sample(PROMPT, 4, LONG).result()
     train(trainer, 1, seed=5, rate=0.1)
     pending = client.sample(PROMPT, 4, LONG)
-    wait_until_running(http)
+    sample(client, TOKENS, max_tokens=3, stop=[])  # beside them, so that they have as many tokens
     trainer.save_weights_and_get_sampling_client(kind="inflight").result()
     spanning = pending.result()
     assert [len(s.tokens) for s in spanning.sequences] == [400] * 4
@@ -113,7 +120,7 @@ def test_a_completion_under_way_goes_on_with_newly_published_weights(
 
 
 def test_completions_on_an_older_snapshot_keep_its_weights_while_others_are_replaced(
-    service: tinker.ServiceClient, http: httpx.Client
+    service: tinker.ServiceClient,
 ):
     trainer = trained_client(service, "qwen3", seed=2)
     held = trainer.save_weights_and_get_sampling_client().result()
@@ -121,7 +128,6 @@ def test_completions_on_an_older_snapshot_keep_its_weights_while_others_are_repl
     alone = held.sample(PROMPT, 4, LONG).result()
     train(trainer, 1, seed=5, rate=0.1)
     pending = [client.sample(PROMPT, 4, LONG) for client in (held, inflight)]
-    wait_until_running(http)
     trainer.save_weights_and_get_sampling_client(kind="inflight").result()
     kept, replaced = (future.result() for future in pending)
     for one, two, other in zip(alone.sequences, kept.sequences, replaced.sequences, strict=True):
@@ -138,7 +144,7 @@ def test_a_cancelled_future_ends_the_work_on_the_server(
 ):
     client = service.create_sampling_client(base_model="qwen3").result()
     pending = client.sample(PROMPT, 4000, LONG)
-    wait_until_running(http)
+    wait_until_known(service, http)
     pending.future().cancel()
     body = {"request_id": f"{sampler_id(client)}:0"}
     answer = http.post("/api/v1/retrieve_future", json=body).json()
@@ -152,8 +158,11 @@ def test_a_timeout_of_the_user_cancels_too(service: tinker.ServiceClient, http: 
 
     client = service.create_sampling_client(base_model="qwen3").result()
 
+    pending = client.sample(PROMPT, 4000, LONG)
+    wait_until_known(service, http)
+
     async def ask() -> None:
-        await asyncio.wait_for(client.sample(PROMPT, 4000, LONG), timeout=2)
+        await asyncio.wait_for(pending, timeout=0.5)
 
     with pytest.raises(asyncio.TimeoutError):
         asyncio.run(ask())
