@@ -33,7 +33,11 @@ PLACES = {
     ),
     "transformers": ("backend/", "export.py", "tiny/", "chat.py", LOGPROB_CHECK, RECIPES_LAUNCHER),
     "peft": ("backend/", "export.py"),
-    "numba": ("backend/sampling/decode_attention.py",),
+    "numba": (
+        "backend/sampling/compiled.py",
+        "backend/sampling/decode_attention.py",
+        "backend/sampling/fused_rows.py",
+    ),
     "fastapi": ("backend/wire/",),
     "uvicorn": ("backend/",),
     "starlette": ("backend/wire/", "backend/listening.py"),

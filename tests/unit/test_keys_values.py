@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinsmith.backend.sampling.decode_attention import openmp
+from tinsmith.backend.sampling.compiled import openmp
 from tinsmith.backend.sampling.keys_values import RunningKeysValues, _views
 from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues
 
@@ -66,3 +66,29 @@ def test_short_rows_beside_a_long_one_look_at_few_keys(
         scores = torch.einsum("hgd,htd->hgt", q.view(2, 3, 4), k) * 0.3
         expected = torch.einsum("hgt,htd->hgd", scores.softmax(-1), v).view(6, 1, 4)
         assert torch.allclose(output[slot].double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_of_one_prompt_attend_to_it_wherever_they_and_it_have_moved(dtype: torch.dtype):
+    running = RunningKeysValues(torch.device("cpu"), 10**6)
+    prompts = [PromptKeysValues([size], torch.device("cpu")) for size in (40, 30)]
+    seen: list[torch.Tensor] = []  # keys [T, H, K] of each row
+    for prompt, slots, size in zip(prompts, ([0, 1, 2], [3, 4]), (40, 30), strict=True):
+        key = torch.randn(1, 2, size, 4, dtype=dtype)
+        prompt.update(key, key, 0)
+        running.admit(slots, prompt, 0, size)
+        seen += [key[0].transpose(0, 1)] * len(slots)
+    for ended in (0, 2, 1):
+        lengths = [len(keys) for keys in seen]
+        running.begin_step(lengths)
+        query = torch.randn(len(seen), 6, 1, 4, dtype=dtype)
+        new = torch.randn(len(seen), 2, 1, 4, dtype=dtype)
+        keys, values = running.update(new, new, 0)
+        output = running.attend(query, keys, values, 0.3, None)
+        seen = [torch.cat([own, k.transpose(0, 1)]) for own, k in zip(seen, new, strict=True)]
+        for q, own, found in zip(query, seen, output, strict=True):
+            exact = own.transpose(0, 1).double()
+            weights = (q.view(2, 3, 4).double() @ exact.transpose(1, 2) * 0.3).softmax(-1)
+            assert torch.allclose(found.view(2, 3, 4).double(), weights @ exact, atol=1e-6)
+        running.move(len(seen) - 1, ended, len(seen[-1]))
+        seen[ended] = seen.pop()

@@ -1,149 +1,224 @@
 """Attention of one new token a row on a CPU in float32, compiled when it is first needed.
 
 PyTorch's own is made for many queries: for so few it takes twice the time, and it looks at as many
-keys of every row as the longest has. The compiled function runs on the threads that PyTorch has
-already, those of its OpenMP library: threads beside them, which numba would start, wait for each
-other and take all that was won.
+keys of every row as the longest has. What it takes is the time in which keys and values come from
+memory, so those of a prompt that rows share are read from one place, and the next ones are fetched
+while the present ones are computed with.
 """
 
-import ctypes
-import math
-import os
 from functools import cache
 from typing import Any
 
-import llvmlite.binding
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-# Of PyTorch's builds for Linux. It runs a function in every thread of a team: GOMP_parallel(
-# function, argument, number of threads, flags), by which GCC has its programs do so.
-OPENMP = "libgomp.so.1"
-# Sums may be taken in another order than written: one that a row's own length alone decides.
-REORDERING = {"reassoc", "contract", "nsz", "arcp"}
-_thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
-_team_size = types.ExternalFunction("omp_get_num_threads", types.int32())
+from tinsmith.backend.sampling.compiled import (
+    REORDERING,
+    compile_for_threads,
+    pointer_to,
+    run_on_threads,
+    team_size,
+    thread_number,
+)
 
-
-@cache
-def openmp() -> ctypes.CDLL | None:
-    """PyTorch's OpenMP library; None where it is another one."""
-    try:
-        library = ctypes.CDLL(OPENMP, mode=getattr(os, "RTLD_NOLOAD", 0))
-    except OSError:
-        return None
-    llvmlite.binding.load_library_permanently(OPENMP)  # which is found, since it is loaded
-    return library
+# Of e^x, as Cephes has them (expf): ln 2 in two parts, and a polynomial of the rest.
+LOG2_E, LN2_HIGH, LN2_LOW = (
+    np.float32(x) for x in (1.44269504088896341, 0.693359375, -2.12194440e-4)
+)
+P0, P1, P2, P3, P4, P5 = (
+    np.float32(x)
+    for x in (
+        1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3,
+        4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
+    )
+)  # fmt: skip
+# A float32 to which small numbers are added as whole ones, in its lowest bits.
+ROUNDING = np.float32(1.5 * 2**23)
+SMALLEST = np.float32(-87)  # whose e^x has all its bits
+ONE = np.float32(1)
+FLOAT_BYTES, LINE_BYTES = 4, 64
+ZERO, NOTHING = np.float32(0), np.float32(-np.inf)
+_floats, _integers = pointer_to(types.float32), pointer_to(types.int64)
 
 
 def attend_rows(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
-    lengths: Tensor,
+    rows: Tensor,
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """Attention [n, H, 1, V] of queries [n, H, 1, K] over the first `lengths` [n] of keys and
-    values [n, H / G, T, K and V], or the last `window` of these; where there is `openmp`.
+    """Attention [n, H, 1, V] of queries [n, H, 1, K] over keys and values [n, H / G, T, K and V].
 
-    A row's numbers depend, bit for bit, on nothing but its own: not on n, the lengths of others, T
-    or the number of threads.
+    `rows` [n, 3] says of each how many it has, the new token's included, or sees the last `window`
+    of; and that it shares the first ones, how many, with which row, from whose place they are read.
+
+    A row's numbers depend, bit for bit, on nothing but its own: not on n, the lengths of others, T,
+    the number of threads or the row that it shares with.
     """
     n, num_heads, _, dim = query.shape
     num_key_heads, capacity = keys.shape[1:3]
+    num_sharing = num_heads // num_key_heads
+    function = _compiled(num_sharing, dim, values.shape[-1])
     query = query.contiguous()
     output = query.new_empty(n, num_heads, 1, values.shape[-1])
     threads = torch.get_num_threads()
-    num_sharing = num_heads // num_key_heads
     scratch = query.new_empty(threads, num_sharing, capacity)
     factor = query.new_full((1,), dim**-0.5 if scaling is None else scaling)
     tensors = (query, keys, values, output, scratch, factor)
     assert all(tensor.is_contiguous() and tensor.dtype == torch.float32 for tensor in tensors)
-    assert lengths.is_contiguous()
-    assert lengths.dtype == torch.int64
+    assert rows.is_contiguous()
+    assert rows.dtype == torch.int64
     numbers = (threads, n, num_key_heads, capacity, capacity if window is None else window)
-    addresses = [tensor.data_ptr() for tensor in (lengths, *tensors)]
-    argument = (ctypes.c_int64 * (len(numbers) + len(addresses)))(*numbers, *addresses)
-    function = _compiled(num_sharing, dim, values.shape[-1])
-    library = openmp()
-    assert library is not None
-    library.GOMP_parallel(
-        ctypes.c_void_p(function.address), ctypes.byref(argument), ctypes.c_uint(threads), 0
-    )
+    addresses = (tensor.data_ptr() for tensor in (rows, *tensors))
+    run_on_threads(function, threads, [*numbers, *addresses])
     return output
-
-
-def _pointer_to(kind: types.Type) -> Any:
-    """A function that compiled ones may call: a pointer to what stands at an address."""
-
-    @intrinsic
-    def pointer(_: Any, address: Any):
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-        return types.CPointer(kind)(address), generate
-
-    return pointer
-
-
-_floats, _integers = _pointer_to(types.float32), _pointer_to(types.int64)
 
 
 @cache
 def _compiled(num_sharing: int, dim: int, value_dim: int) -> Any:
     """For so many queries a key, and widths that the compiler knows."""
-    array = numba.carray  # pyright: ignore[reportPrivateImportUsage]
+    array: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
 
     def share(argument):
         """What one thread does. Neighbouring tasks are of different rows, long and short."""
         threads, n, num_key_heads, capacity, window = array(argument, 5)
         addresses = array(argument, 12)[5:]
-        lengths = array(_integers(addresses[0]), n)
+        rows = array(_integers(addresses[0]), (n, 3))
         queries = array(_floats(addresses[1]), (n, num_key_heads, num_sharing, dim))
         keys = array(_floats(addresses[2]), (n, num_key_heads, capacity, dim))
         values = array(_floats(addresses[3]), (n, num_key_heads, capacity, value_dim))
         outputs = array(_floats(addresses[4]), (n, num_key_heads, num_sharing, value_dim))
         scratch = array(_floats(addresses[5]), (threads, num_sharing, capacity))
         scaling = array(_floats(addresses[6]), 1)[0]
-        # The team may be smaller than asked for, by OMP_THREAD_LIMIT for one.
-        thread, size, num_tasks = _thread_number(), _team_size(), n * num_key_heads
-        weights = scratch[thread]
-        for task in range(num_tasks * thread // size, num_tasks * (thread + 1) // size):
+        thread, size, num_tasks = thread_number(), team_size(), n * num_key_heads
+        start, stop = num_tasks * thread // size, num_tasks * (thread + 1) // size
+        largest, weights = np.empty(num_sharing, np.float32), scratch[thread]
+        for task in range(start, stop):
             row, head = task % n, task // n
-            end = lengths[row]
-            start = max(0, end - window)
-            q, output = queries[row, head], outputs[row, head]
-            k, v = keys[row, head, start:end], values[row, head, start:end]
-            for t in range(end - start):
-                for g in range(num_sharing):
-                    score = np.float32(0)
-                    for i in range(dim):
-                        score += q[g, i] * k[t, i]
-                    weights[g, t] = score * scaling
+            source, middle, end = rows[row]
+            first = max(0, end - window)
+            middle = max(first, middle)
+            behind = min(task + 1, stop - 1)
+            next_row, next_head = behind % n, behind // n
+            query, output = queries[row, head], outputs[row, head]
+            shared_keys, own_keys = keys[source, head, first:middle], keys[row, head, middle:end]
+            own_weights = weights[:, middle - first :]
+            largest[:] = NOTHING
+            shared_values, own_values = (
+                values[source, head, first:middle],
+                values[row, head, middle:end],
+            )
+            _score(query, shared_keys, scaling, weights, largest, shared_values)
+            _score(query, own_keys, scaling, own_weights, largest, own_values)
+            _exponentiate(weights, largest, end - first)
+            output[:] = ZERO
+            _add(weights, shared_values, output, keys[rows[next_row, 0], next_head])
+            _add(own_weights, own_values, output, keys[next_row, next_head, rows[next_row, 1] :])
             for g in range(num_sharing):
-                largest = np.float32(-np.inf)
-                for t in range(end - start):
-                    largest = max(largest, weights[g, t])
-                total = np.float32(0)
-                for t in range(end - start):
-                    weights[g, t] = math.exp(weights[g, t] - largest)
-                    total += weights[g, t]
-                sums = np.zeros(value_dim, np.float32)
-                for t in range(end - start):
-                    weight = weights[g, t] / total
-                    for i in range(value_dim):
-                        sums[i] += weight * v[t, i]
                 for i in range(value_dim):
-                    output[g, i] = sums[i]
+                    output[g, i] /= largest[g]
 
-    signature = types.void(types.CPointer(types.int64))
-    options: dict[str, Any] = {"fastmath": REORDERING, "error_model": "numpy"}
-    try:
-        return numba.cfunc(signature, cache=True, **options)(share)
-    except RuntimeError:  # no folder to keep what was compiled in, as in a read-only container
-        return numba.cfunc(signature, **options)(share)
+    return compile_for_threads(share)
+
+
+_inlined: Any = numba.njit(forceinline=True, **REORDERING)
+
+
+@_inlined
+def _score(query, keys, scaling, weights, largest, values):
+    """Weights [G, t] before their exponentials, and the largest ones."""
+    for t in range(keys.shape[0]):
+        _fetch(values, t)
+        for g in range(query.shape[0]):
+            total = ZERO
+            for i in range(query.shape[1]):
+                total += query[g, i] * keys[t, i]
+            weights[g, t] = total * scaling
+            if weights[g, t] > largest[g]:
+                largest[g] = weights[g, t]
+
+
+@_inlined
+def _exponentiate(weights, largest, size):
+    """Weights, and in the place of the largest ones their sums."""
+    for g in range(weights.shape[0]):
+        total = ZERO
+        for t in range(size):
+            weights[g, t] = _exp(weights[g, t] - largest[g])
+            total += weights[g, t]
+        largest[g] = total
+
+
+@_inlined
+def _add(weights, values, sums, next_keys):
+    """Four values at a time, since each time the sums come from memory and go there."""
+    size = values.shape[0]
+    in_fours = size - size % 4
+    for t in range(size):
+        _fetch(next_keys, t)
+    for g in range(sums.shape[0]):
+        for t in range(0, in_fours, 4):
+            a, b, c, d = weights[g, t], weights[g, t + 1], weights[g, t + 2], weights[g, t + 3]
+            for i in range(sums.shape[1]):
+                four = a * values[t, i] + b * values[t + 1, i]
+                sums[g, i] += four + c * values[t + 2, i] + d * values[t + 3, i]
+        for t in range(in_fours, size):
+            for i in range(sums.shape[1]):
+                sums[g, i] += weights[g, t] * values[t, i]
+
+
+@intrinsic
+def _prefetch(_: Any, address: Any):
+    """Have the cache line at an address read meanwhile; any address will do."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        to_read, soon, data = number(0), number(2), number(1)
+        builder.call(call, [builder.inttoptr(arguments[0], pointer), to_read, soon, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
+def _two_to(_: Any, shifted: Any):
+    """2^n of a float32 ROUNDING + n: its lowest bits, where a float32 has its exponent."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(32)
+        exponent = builder.shl(builder.bitcast(arguments[0], number), number(23))
+        bits = builder.add(exponent, number(127 << 23))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return types.float32(types.float32), generate
+
+
+# Not to be reordered, or the two parts of ln 2 are one.
+@numba.njit(fastmath={"contract"}, error_model="numpy")
+def _exp(x: Any) -> Any:
+    """e^x of a float32 x <= 0 to its last two bits, for many at a time."""
+    if x < SMALLEST:
+        x = SMALLEST
+    shifted = x * LOG2_E + ROUNDING
+    n = shifted - ROUNDING
+    r = x - n * LN2_HIGH - n * LN2_LOW
+    polynomial = ((((P0 * r + P1) * r + P2) * r + P3) * r + P4) * r + P5
+    return (polynomial * r * r + r + ONE) * _two_to(shifted)
+
+
+@_inlined
+def _fetch(tensor, t):
+    """Have what is at a place read meanwhile; there may be none."""
+    width = FLOAT_BYTES * tensor.shape[1]
+    for byte in range(0, width, LINE_BYTES):
+        _prefetch(tensor.ctypes.data + width * t + byte)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinsmith.backend.model.families import head_norm, sliding_window
+from tinsmith.backend.sampling.compiled import openmp
+from tinsmith.backend.sampling.fused_rows import normalize
 from tinsmith.backend.sampling.keys_values import RunningKeysValues
 from tinsmith.backend.sampling.packed import PackedLinear
 from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues
@@ -43,11 +45,16 @@ class FusedLayer(nn.Module):
         """[B, T, D] to [B, T, D], in place."""
         x_BTD = hidden_states
         qkv = self._qkv(_norm(self._input_norm, x_BTD)).unflatten(-1, (-1, self._head_dim))
-        rotated = self._rotated(qkv[:, :, : self._num_rotated], *position_embeddings)
-        query = rotated[:, :, : self._num_queries].transpose(1, 2)
-        key = rotated[:, :, self._num_queries :].transpose(1, 2)
-        value = qkv[:, :, self._num_rotated :].transpose(1, 2)
-        key, value = past_key_values.update(key, value, self._index)
+        if isinstance(past_key_values, RunningKeysValues) and openmp() is not None:
+            query, key, value = past_key_values.place(
+                qkv[:, 0], position_embeddings, self._head_norm, self._index
+            )
+        else:
+            rotated = self._rotated(qkv[:, :, : self._num_rotated], *position_embeddings)
+            query = rotated[:, :, : self._num_queries].transpose(1, 2)
+            key = rotated[:, :, self._num_queries :].transpose(1, 2)
+            value = qkv[:, :, self._num_rotated :].transpose(1, 2)
+            key, value = past_key_values.update(key, value, self._index)
         attended = past_key_values.attend(query, key, value, self._scaling, self._window)
         x_BTD = x_BTD.add_(self._output(attended.transpose(1, 2).flatten(2)))
         return x_BTD.add_(self.mlp(_norm(self._mlp_norm, x_BTD)))
@@ -61,4 +68,6 @@ class FusedLayer(nn.Module):
 
 
 def _norm(norm: Any, x: Tensor) -> Tensor:
+    if openmp() is not None:
+        return normalize(x, norm.weight, norm.variance_epsilon)
     return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)

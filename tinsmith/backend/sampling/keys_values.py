@@ -5,6 +5,7 @@ so that any transformers model with plain attention layers samples through it.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from tinsmith.backend.model import families
-from tinsmith.backend.sampling.decode_attention import attend_rows, openmp
+from tinsmith.backend.sampling.compiled import openmp
+from tinsmith.backend.sampling.decode_attention import attend_rows
+from tinsmith.backend.sampling.fused_rows import place_heads
 from tinsmith.backend.sampling.prompt_keys_values import LENGTH_STEP, PromptKeysValues, round_up
 
 ATTENTION = "tinsmith_keys_values"
@@ -47,6 +50,16 @@ def use_keys_values(module: PreTrainedModel) -> None:
     module.set_attn_implementation(ATTENTION)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prompt:
+    """What rows that were admitted together have the same keys and values of."""
+
+    length: int
+
+
+_NO_PROMPT = _Prompt(0)
+
+
 class RunningKeysValues:
     """Of the running rows: preallocated, row i of the batch in slot i, each at its own length."""
 
@@ -58,7 +71,8 @@ class RunningKeysValues:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._num_slots = 0
         self._capacity = 0
-        self._lengths = self._ends = self._slots = torch.zeros(0, dtype=torch.long, device=device)
+        self._lengths = self._slots = self._rows = torch.zeros(0, dtype=torch.long, device=device)
+        self._prompts: list[_Prompt] = []  # of each slot
         self._views: list[tuple[slice, int]] = []
         self._biases: dict[tuple[int, int | None], Tensor] = {}
 
@@ -70,6 +84,10 @@ class RunningKeysValues:
         self._longest = max(self._longest, length + 1)
         self._grow(prompt, max(slots) + 1)
         where = torch.tensor(slots, device=self._device)
+        self._prompts += [_NO_PROMPT] * (max(slots) + 1 - len(self._prompts))
+        shared = _Prompt(length)
+        for slot in slots:
+            self._prompts[slot] = shared
         for layer, keys, values in prompt.of(row):
             mine_k, mine_v = self._layers[layer]
             mine_k[where, :, :length] = keys.transpose(0, 1)
@@ -80,6 +98,7 @@ class RunningKeysValues:
         for keys, values in self._layers.values():
             keys[target, :, :length] = keys[source, :, :length]
             values[target, :, :length] = values[source, :, :length]
+        self._prompts[target] = self._prompts[source]
 
     def begin_step(self, lengths: Sequence[int]) -> Tensor:
         """Prepare one decode step of rows with `lengths` tokens; returns positions [n, 1]."""
@@ -89,9 +108,32 @@ class RunningKeysValues:
         self._longest = max(needed)
         self._reserve(len(lengths))
         self._lengths = torch.tensor(lengths, device=self._device)
-        self._ends = self._lengths + 1  # with the new token
         self._slots = torch.arange(len(lengths), device=self._device)
+        self._rows = torch.tensor(self._sharing(lengths))
         return self._lengths[:, None]
+
+    def _sharing(self, lengths: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Of each row the first one that has its prompt, the tokens of that, and its own with the
+        new one."""
+        firsts: dict[int, int] = {}
+        prompts = self._prompts[: len(lengths)]
+        return [
+            (firsts.setdefault(id(prompt), row), prompt.length, length + 1)
+            for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
+        ]
+
+    def place(
+        self,
+        heads: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        norm: tuple[Tensor, float] | None,
+        layer: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, and keys and values with the new ones, of what `place_heads` takes."""
+        n = len(heads)
+        keys, values = (tensor[:n] for tensor in self._layers[layer])
+        cos, sin = (angles.expand(n, -1, -1, -1).flatten(1) for angles in rotation)
+        return place_heads(heads, (cos, sin), norm, keys, values, self._rows), keys, values
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
         keys, values = self._layers[layer]
@@ -105,7 +147,7 @@ class RunningKeysValues:
     ) -> Tensor:
         """One query token a row."""
         if query.device.type == "cpu" and query.dtype == torch.float32 and openmp() is not None:
-            return attend_rows(query, key, value, self._ends, scaling, window)
+            return attend_rows(query, key, value, self._rows, scaling, window)
         # The heads that share a key are attended as query positions.
         n, heads, _, dim = query.shape
         grouped = query.view(n, key.shape[1], heads // key.shape[1], dim)

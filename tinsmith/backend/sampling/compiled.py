@@ -1,0 +1,72 @@
+"""What functions need that numba compiles for a CPU and PyTorch's threads run.
+
+They run on the threads that PyTorch has already, those of its OpenMP library: threads beside them,
+which numba would start, wait for each other and take all that was won.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import llvmlite.binding
+import numba
+from numba import types
+from numba.extending import intrinsic
+
+# Of PyTorch's builds for Linux. It runs a function in every thread of a team: GOMP_parallel(
+# function, argument, number of threads, flags), by which GCC has its programs do so.
+OPENMP = "libgomp.so.1"
+# Sums may be taken in another order than written: one that the number of terms alone decides.
+REORDERING: dict[str, Any] = {
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+    "error_model": "numpy",
+}
+thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
+team_size = types.ExternalFunction("omp_get_num_threads", types.int32())
+
+
+@cache
+def openmp() -> ctypes.CDLL | None:
+    """PyTorch's OpenMP library; None where it is another one."""
+    try:
+        library = ctypes.CDLL(OPENMP, mode=getattr(os, "RTLD_NOLOAD", 0))
+    except OSError:
+        return None
+    llvmlite.binding.load_library_permanently(OPENMP)  # which is found, since it is loaded
+    return library
+
+
+def compile_for_threads(function: Callable[[Any], None]) -> Any:
+    """A function of a pointer to int64, for `run_on_threads`; kept on disk where there is a folder
+    for it."""
+    signature = types.void(types.CPointer(types.int64))
+    try:
+        return numba.cfunc(signature, cache=True, **REORDERING)(function)
+    except RuntimeError:  # no folder to keep what was compiled in, as in a read-only container
+        return numba.cfunc(signature, **REORDERING)(function)
+
+
+def run_on_threads(function: Any, num_threads: int, numbers: Sequence[int]) -> None:
+    """Call a compiled function in each of PyTorch's threads, with a pointer to `numbers`. The team
+    may be smaller than asked for, by OMP_THREAD_LIMIT for one."""
+    library = openmp()
+    assert library is not None
+    argument = (ctypes.c_int64 * len(numbers))(*numbers)
+    library.GOMP_parallel(
+        ctypes.c_void_p(function.address), ctypes.byref(argument), ctypes.c_uint(num_threads), 0
+    )
+
+
+def pointer_to(kind: types.Type) -> Any:
+    """A function that compiled ones may call: a pointer to what stands at an address."""
+
+    @intrinsic
+    def pointer(_: Any, address: Any):
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(address), generate
+
+    return pointer

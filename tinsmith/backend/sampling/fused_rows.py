@@ -1,0 +1,135 @@
+"""What a layer does between its products to each token by itself, on a CPU in float32: norms, and
+queries, keys and values for one new token a row. Compiled, each is one pass over its numbers."""
+
+import math
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import types
+from torch import Tensor
+
+from tinsmith.backend.sampling.compiled import (
+    REORDERING,
+    compile_for_threads,
+    pointer_to,
+    run_on_threads,
+    team_size,
+    thread_number,
+)
+
+ZERO, ONE = np.float32(0), np.float32(1)
+_array: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
+_floats, _integers = pointer_to(types.float32), pointer_to(types.int64)
+
+
+def normalize(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """w x / sqrt(mean(x^2) + epsilon) of x [..., D] and w [D]."""
+    x = x.contiguous()
+    output, size = torch.empty_like(x), x.shape[-1]
+    settings = torch.tensor([epsilon])
+    addresses = [_address(tensor) for tensor in (x, weight, settings, output)]
+    run_on_threads(_normalizer(size), torch.get_num_threads(), [x.numel() // size, *addresses])
+    return output
+
+
+def place_heads(
+    heads: Tensor,
+    rotation: tuple[Tensor, Tensor],
+    norm: tuple[Tensor, float] | None,
+    keys: Tensor,
+    values: Tensor,
+    rows: Tensor,
+) -> Tensor:
+    """Rotated queries [n, H, 1, K] of `heads` [n, H + 2 G, K]: a new token's queries, keys and
+    values as they come from their product. Its keys, rotated too, and values go to the places
+    behind the others in [n, G, T, K]; `rows` [n, 3] ends with a row's length with the new token.
+
+    `rotation` is cos and sin [n, K], this with the sign of the half that it multiplies; `norm` the
+    weights [H + G, K] and epsilon of the norms of queries and keys, if they have such.
+    """
+    n, num_heads, dim = heads.shape
+    num_key_heads, capacity = keys.shape[1:3]
+    num_queries = num_heads - 2 * num_key_heads
+    query = heads.new_empty(n, num_queries, 1, dim)
+    weight, epsilon = (heads.new_ones(1), 0.0) if norm is None else norm
+    settings = torch.tensor([epsilon])
+    tensors = (heads, *rotation, weight, settings, keys, values, query)
+    function = _placer(num_queries, num_key_heads, dim, norm is not None)
+    numbers = [n, capacity, rows.data_ptr(), *map(_address, tensors)]
+    run_on_threads(function, torch.get_num_threads(), numbers)
+    return query
+
+
+def _address(tensor: Tensor) -> int:
+    assert tensor.is_contiguous()
+    assert tensor.dtype == torch.float32
+    return tensor.data_ptr()
+
+
+@cache
+def _normalizer(size: int) -> Any:
+    def normalize_rows(argument):
+        numbers = _array(argument, 5)
+        n = numbers[0]
+        x, output = _array(_floats(numbers[1]), (n, size)), _array(_floats(numbers[4]), (n, size))
+        weight = _array(_floats(numbers[2]), size)
+        epsilon = _array(_floats(numbers[3]), 1)[0]
+        thread, num_threads = thread_number(), team_size()
+        for row in range(n * thread // num_threads, n * (thread + 1) // num_threads):
+            squares = ZERO
+            for i in range(size):
+                squares += x[row, i] * x[row, i]
+            factor = ONE / math.sqrt(squares / np.float32(size) + epsilon)
+            for i in range(size):
+                output[row, i] = x[row, i] * factor * weight[i]
+
+    return compile_for_threads(normalize_rows)
+
+
+@cache
+def _placer(num_queries: int, num_key_heads: int, dim: int, has_norm: bool) -> Any:
+    num_rotated = num_queries + num_key_heads
+    num_heads = num_rotated + num_key_heads
+
+    def place_rows(argument):
+        numbers = _array(argument, 11)
+        n, capacity = numbers[0], numbers[1]
+        rows = _array(_integers(numbers[2]), (n, 3))
+        heads = _array(_floats(numbers[3]), (n, num_heads, dim))
+        cos, sin = _array(_floats(numbers[4]), (n, dim)), _array(_floats(numbers[5]), (n, dim))
+        weight = _array(_floats(numbers[6]), (num_rotated, dim))
+        epsilon = _array(_floats(numbers[7]), 1)[0]
+        keys = _array(_floats(numbers[8]), (n, num_key_heads, capacity, dim))
+        values = _array(_floats(numbers[9]), (n, num_key_heads, capacity, dim))
+        queries = _array(_floats(numbers[10]), (n, num_queries, dim))
+        thread, num_threads = thread_number(), team_size()
+        for row in range(n * thread // num_threads, n * (thread + 1) // num_threads):
+            last = rows[row, 2] - 1
+            for h in range(num_rotated):
+                k = h - num_queries
+                place = queries[row, h] if k < 0 else keys[row, k, last]
+                _rotate(heads[row, h], weight[h], has_norm, epsilon, cos[row], sin[row], place)
+            for h in range(num_key_heads):
+                values[row, h, last] = heads[row, num_rotated + h]
+
+    return compile_for_threads(place_rows)
+
+
+@numba.njit(forceinline=True, **REORDERING)
+def _rotate(x, norm, has_norm, epsilon, cos, sin, output):
+    factor, half = ONE, len(x) // 2
+    if has_norm:
+        squares = ZERO
+        for i in range(len(x)):
+            squares += x[i] * x[i]
+        factor /= math.sqrt(squares / np.float32(len(x)) + epsilon)
+    for i in range(half):
+        one, other = x[i] * factor, x[i + half] * factor
+        if has_norm:
+            one *= norm[i]
+            other *= norm[i + half]
+        output[i] = one * cos[i] + other * sin[i]
+        output[i + half] = other * cos[i + half] + one * sin[i + half]
