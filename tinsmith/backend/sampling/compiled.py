@@ -39,8 +39,11 @@ def openmp() -> ctypes.CDLL | None:
 
 
 def compile_for_threads(function: Callable[[Any], None]) -> Any:
-    """A function of a pointer to int64, for `run_on_threads`; kept on disk where there is a folder
-    for it."""
+    """A function of a pointer to int64, for `run_on_threads`.
+
+    It is kept on disk, where there is a folder for it, until its file changes: what it calls has to
+    be in that file too, and be none of its closure.
+    """
     signature = types.void(types.CPointer(types.int64))
     try:
         return numba.cfunc(signature, cache=True, **REORDERING)(function)

@@ -109,15 +109,12 @@ def _compiled(num_sharing: int, dim: int, value_dim: int) -> Any:
             behind = min(task + 1, stop - 1)
             next_row, next_head = behind % n, behind // n
             query, output = queries[row, head], outputs[row, head]
-            shared_keys, own_keys = keys[source, head, first:middle], keys[row, head, middle:end]
+            shared, own = slice(first, middle), slice(middle, end)
+            shared_values, own_values = values[source, head, shared], values[row, head, own]
             own_weights = weights[:, middle - first :]
             largest[:] = NOTHING
-            shared_values, own_values = (
-                values[source, head, first:middle],
-                values[row, head, middle:end],
-            )
-            _score(query, shared_keys, scaling, weights, largest, shared_values)
-            _score(query, own_keys, scaling, own_weights, largest, own_values)
+            _score(query, keys[source, head, shared], scaling, weights, largest, shared_values)
+            _score(query, keys[row, head, own], scaling, own_weights, largest, own_values)
             _exponentiate(weights, largest, end - first)
             output[:] = ZERO
             _add(weights, shared_values, output, keys[rows[next_row, 0], next_head])
@@ -134,7 +131,8 @@ _inlined: Any = numba.njit(forceinline=True, **REORDERING)
 
 @_inlined
 def _score(query, keys, scaling, weights, largest, values):
-    """Weights [G, t] before their exponentials, and the largest ones."""
+    """Weights [G, t] before their exponentials, and the largest of each g. What is fetched
+    meanwhile are the values of the same tokens."""
     for t in range(keys.shape[0]):
         _fetch(values, t)
         for g in range(query.shape[0]):
@@ -213,7 +211,7 @@ def _exp(x: Any) -> Any:
     n = shifted - ROUNDING
     r = x - n * LN2_HIGH - n * LN2_LOW
     polynomial = ((((P0 * r + P1) * r + P2) * r + P3) * r + P4) * r + P5
-    return (polynomial * r * r + r + ONE) * _two_to(shifted)
+    return (polynomial * r * r + r + ONE) * _two_to(shifted)  # pyright: ignore[reportCallIssue]
 
 
 @_inlined
@@ -221,4 +219,4 @@ def _fetch(tensor, t):
     """Have what is at a place read meanwhile; there may be none."""
     width = FLOAT_BYTES * tensor.shape[1]
     for byte in range(0, width, LINE_BYTES):
-        _prefetch(tensor.ctypes.data + width * t + byte)
+        _prefetch(tensor.ctypes.data + width * t + byte)  # pyright: ignore[reportCallIssue]
