@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from tests.batches import Client, finish, request
 from tests.families import llama, mistral, qwen2, qwen2_moe, qwen3_gelu
 from tinsmith.backend.model.base_model import BaseModel, decoder_layers
-from tinsmith.backend.sampling import packed
+from tinsmith.backend.sampling import fused_layer, keys_values, packed
 from tinsmith.backend.sampling.batch import SamplingBatch
 from tinsmith.backend.sampling.fused_layer import FusedLayer
 from tinsmith.backend.sampling.replica import make_replica
@@ -19,10 +19,15 @@ from tinsmith.backend.sampling.replica import make_replica
 TOLERANCE = 2e-5  # nats, of some 4 to 10
 
 
+@pytest.mark.parametrize("is_libgomp", [True, False])
 @pytest.mark.parametrize("make", [llama, mistral, qwen2, qwen3_gelu])
 def test_log_probabilities_of_fused_layers_are_those_of_plain_transformers_in_float64(
-    make: Callable[[], PreTrainedModel],
+    make: Callable[[], PreTrainedModel], is_libgomp: bool, monkeypatch: pytest.MonkeyPatch
 ):
+    """Where PyTorch's OpenMP library is another one, its own functions are used."""
+    if not is_libgomp:
+        for place in (fused_layer, keys_values):
+            monkeypatch.setattr(place, "openmp", lambda: None)
     layers = decoder_layers(sampled_as_in_float64(make))
     assert layers is not None
     assert all(isinstance(layer, FusedLayer) for layer in layers)
@@ -43,7 +48,8 @@ def sampled_as_in_float64(make: Callable[[], PreTrainedModel]) -> PreTrainedMode
                 parameter.copy_(1 + 0.3 * torch.randn_like(parameter))
     base = BaseModel("random", "", module, _NoTokenizer(), 256, (0,))
     replica = make_replica(base, None)
-    clients = [Client(request(list(range(size)), 20, seed=size)) for size in (3, 40)]
+    asked = [request(list(range(size)), 20, seed=size, num_samples=3) for size in (3, 40)]
+    clients = [Client(one) for one in asked]
     batch = SamplingBatch(base, replica, 8192, 10**6)
     for client in clients:
         batch.add(client.job)
@@ -51,15 +57,14 @@ def sampled_as_in_float64(make: Callable[[], PreTrainedModel]) -> PreTrainedMode
     exact = make().double().eval()
     exact.load_state_dict(module.state_dict())
     for client in clients:
-        [completion] = client.completions
         prompt = client.job.request.prompt
-        tokens = torch.tensor([[*prompt, *completion.tokens]])
-        with torch.no_grad():
-            logprobs = exact(tokens).logits[0].log_softmax(-1)
-        chosen = logprobs[len(prompt) - 1 : -1].gather(1, tokens[0, len(prompt) :, None])[:, 0]
-        assert torch.allclose(
-            torch.tensor(completion.logprobs, dtype=torch.float64), chosen, rtol=0, atol=TOLERANCE
-        )
+        for completion in client.completions:
+            tokens = torch.tensor([[*prompt, *completion.tokens]])
+            with torch.no_grad():
+                logprobs = exact(tokens).logits[0].log_softmax(-1)
+            chosen = logprobs[len(prompt) - 1 : -1].gather(1, tokens[0, len(prompt) :, None])[:, 0]
+            found = torch.tensor(completion.logprobs, dtype=torch.float64)
+            assert torch.allclose(found, chosen, rtol=0, atol=TOLERANCE)
     return replica
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tinsmith.backend.sampling.compiled import openmp
+from tinsmith.backend.sampling.compiled import compile_for_threads, openmp
 from tinsmith.backend.sampling.fused_rows import normalize, place_heads
 
 pytestmark = pytest.mark.skipif(
@@ -72,6 +72,19 @@ def test_neither_other_rows_nor_threads_change_a_bit_of_a_rows_heads():
         alone = place_heads(heads[own], (cos, sin), norm, k, v, rows_of([length]))
         assert torch.equal(alone, together[own])
         assert torch.equal(k, keys[own, :, :length])
+
+
+def test_what_is_compiled_for_a_shape_is_kept_apart_from_that_for_others():
+    """Or of two processes that write at once, one could run what is made for the other's shape."""
+    compiled = [compile_for_threads(_nothing, size) for size in (24, 56)]
+    kept = [one._cache.cache_path for one in compiled]
+    names = [one._cache._impl.filename_base for one in compiled]
+    assert kept[0] == kept[1]
+    assert ["-24-" in names[0], "-56-" in names[1]] == [True, True]
+
+
+def _nothing(argument: object) -> None:
+    return
 
 
 def drawn(has_norm: bool):

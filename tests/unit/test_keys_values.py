@@ -68,8 +68,11 @@ def test_short_rows_beside_a_long_one_look_at_few_keys(
         assert torch.allclose(output[slot].double(), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [None, 20, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rows_of_one_prompt_attend_to_it_wherever_they_and_it_have_moved(dtype: torch.dtype):
+def test_rows_of_one_prompt_attend_to_it_wherever_they_and_it_have_moved(
+    dtype: torch.dtype, window: int | None
+):
     running = RunningKeysValues(torch.device("cpu"), 10**6)
     prompts = [PromptKeysValues([size], torch.device("cpu")) for size in (40, 30)]
     seen: list[torch.Tensor] = []  # keys [T, H, K] of each row
@@ -84,10 +87,10 @@ def test_rows_of_one_prompt_attend_to_it_wherever_they_and_it_have_moved(dtype: 
         query = torch.randn(len(seen), 6, 1, 4, dtype=dtype)
         new = torch.randn(len(seen), 2, 1, 4, dtype=dtype)
         keys, values = running.update(new, new, 0)
-        output = running.attend(query, keys, values, 0.3, None)
+        output = running.attend(query, keys, values, 0.3, window)
         seen = [torch.cat([own, k.transpose(0, 1)]) for own, k in zip(seen, new, strict=True)]
         for q, own, found in zip(query, seen, output, strict=True):
-            exact = own.transpose(0, 1).double()
+            exact = own[-(window or len(own)) :].transpose(0, 1).double()
             weights = (q.view(2, 3, 4).double() @ exact.transpose(1, 2) * 0.3).softmax(-1)
             assert torch.allclose(found.view(2, 3, 4).double(), weights @ exact, atol=1e-6)
         running.move(len(seen) - 1, ended, len(seen[-1]))

@@ -5,15 +5,19 @@ which numba would start, wait for each other and take all that was won.
 """
 
 import ctypes
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding
 import numba
+import torch
 from numba import types
 from numba.extending import intrinsic
+from torch import Tensor
 
 # Of PyTorch's builds for Linux. It runs a function in every thread of a team: GOMP_parallel(
 # function, argument, number of threads, flags), by which GCC has its programs do so.
@@ -38,17 +42,25 @@ def openmp() -> ctypes.CDLL | None:
     return library
 
 
-def compile_for_threads(function: Callable[[Any], None]) -> Any:
-    """A function of a pointer to int64, for `run_on_threads`.
+def compile_for_threads(function: Callable[[Any], None], *shape: int) -> Any:
+    """A function of a pointer to int64, for `run_on_threads`; `shape` is what it is made for.
 
-    It is kept on disk, where there is a folder for it, until its file changes: what it calls has to
-    be in that file too, and be none of its closure.
+    It is kept on disk, where there is a folder for it, until its file or this one changes: what it
+    calls has to be in one of these, and be none of its closure. Each shape and CPU has files of its
+    own, since numba has no lock: of two processes that write one, the other's code would be run.
     """
+    cpu = llvmlite.binding.get_host_cpu_name()
+    function.__qualname__ = "-".join(map(str, (function.__name__, *shape, cpu, _own_digest())))
     signature = types.void(types.CPointer(types.int64))
     try:
         return numba.cfunc(signature, cache=True, **REORDERING)(function)
-    except RuntimeError:  # no folder to keep what was compiled in, as in a read-only container
+    except (RuntimeError, OSError):  # no folder, as in a read-only container, or no room in it
         return numba.cfunc(signature, **REORDERING)(function)
+
+
+@cache
+def _own_digest() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 
 
 def run_on_threads(function: Any, num_threads: int, numbers: Sequence[int]) -> None:
@@ -60,6 +72,13 @@ def run_on_threads(function: Any, num_threads: int, numbers: Sequence[int]) -> N
     library.GOMP_parallel(
         ctypes.c_void_p(function.address), ctypes.byref(argument), ctypes.c_uint(num_threads), 0
     )
+
+
+def address(tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
+    """Of a tensor's numbers, which lie in one piece."""
+    assert tensor.is_contiguous()
+    assert tensor.dtype == dtype
+    return tensor.data_ptr()
 
 
 def pointer_to(kind: types.Type) -> Any:

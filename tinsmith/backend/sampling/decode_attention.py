@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tinsmith.backend.sampling.compiled import (
     REORDERING,
+    address,
     compile_for_threads,
     pointer_to,
     run_on_threads,
@@ -73,12 +74,12 @@ def attend_rows(
     scratch = query.new_empty(threads, num_sharing, capacity)
     factor = query.new_full((1,), dim**-0.5 if scaling is None else scaling)
     tensors = (query, keys, values, output, scratch, factor)
-    assert all(tensor.is_contiguous() and tensor.dtype == torch.float32 for tensor in tensors)
-    assert rows.is_contiguous()
-    assert rows.dtype == torch.int64
+    assert rows.shape == (n, 3)
+    assert len(keys) == len(values) == n
     numbers = (threads, n, num_key_heads, capacity, capacity if window is None else window)
-    addresses = (tensor.data_ptr() for tensor in (rows, *tensors))
-    run_on_threads(function, threads, [*numbers, *addresses])
+    run_on_threads(
+        function, threads, [*numbers, address(rows, torch.int64), *map(address, tensors)]
+    )
     return output
 
 
@@ -123,7 +124,7 @@ def _compiled(num_sharing: int, dim: int, value_dim: int) -> Any:
                 for i in range(value_dim):
                     output[g, i] /= largest[g]
 
-    return compile_for_threads(share)
+    return compile_for_threads(share, num_sharing, dim, value_dim)
 
 
 _inlined: Any = numba.njit(forceinline=True, **REORDERING)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tinsmith.backend.sampling.compiled import (
     REORDERING,
+    address,
     compile_for_threads,
     pointer_to,
     run_on_threads,
@@ -30,7 +31,7 @@ def normalize(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     x = x.contiguous()
     output, size = torch.empty_like(x), x.shape[-1]
     settings = torch.tensor([epsilon])
-    addresses = [_address(tensor) for tensor in (x, weight, settings, output)]
+    addresses = map(address, (x, weight, settings, output))
     run_on_threads(_normalizer(size), torch.get_num_threads(), [x.numel() // size, *addresses])
     return output
 
@@ -57,16 +58,13 @@ def place_heads(
     weight, epsilon = (heads.new_ones(1), 0.0) if norm is None else norm
     settings = torch.tensor([epsilon])
     tensors = (heads, *rotation, weight, settings, keys, values, query)
+    assert rows.shape == (n, 3)
+    assert keys.shape == values.shape == (n, num_key_heads, capacity, dim)
+    assert all(angles.shape == (n, dim) for angles in rotation)
     function = _placer(num_queries, num_key_heads, dim, norm is not None)
-    numbers = [n, capacity, rows.data_ptr(), *map(_address, tensors)]
+    numbers = [n, capacity, address(rows, torch.int64), *map(address, tensors)]
     run_on_threads(function, torch.get_num_threads(), numbers)
     return query
-
-
-def _address(tensor: Tensor) -> int:
-    assert tensor.is_contiguous()
-    assert tensor.dtype == torch.float32
-    return tensor.data_ptr()
 
 
 @cache
@@ -86,7 +84,7 @@ def _normalizer(size: int) -> Any:
             for i in range(size):
                 output[row, i] = x[row, i] * factor * weight[i]
 
-    return compile_for_threads(normalize_rows)
+    return compile_for_threads(normalize_rows, size)
 
 
 @cache
@@ -115,7 +113,7 @@ def _placer(num_queries: int, num_key_heads: int, dim: int, has_norm: bool) -> A
             for h in range(num_key_heads):
                 values[row, h, last] = heads[row, num_rotated + h]
 
-    return compile_for_threads(place_rows)
+    return compile_for_threads(place_rows, num_queries, num_key_heads, dim, has_norm)
 
 
 @numba.njit(forceinline=True, **REORDERING)

@@ -132,7 +132,7 @@ class RunningKeysValues:
         """Queries, and keys and values with the new ones, of what `place_heads` takes."""
         n = len(heads)
         keys, values = (tensor[:n] for tensor in self._layers[layer])
-        cos, sin = (angles.expand(n, -1, -1, -1).flatten(1) for angles in rotation)
+        cos, sin = (angles.flatten(1) for angles in rotation)
         return place_heads(heads, (cos, sin), norm, keys, values, self._rows), keys, values
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
