@@ -27,8 +27,10 @@ REORDERING: dict[str, Any] = {
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
     "error_model": "numpy",
 }
-thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
-team_size = types.ExternalFunction("omp_get_num_threads", types.int32())
+array: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
+inlined: Any = numba.njit(forceinline=True, **REORDERING)
+_thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
+_team_size = types.ExternalFunction("omp_get_num_threads", types.int32())
 
 
 @cache
@@ -64,8 +66,7 @@ def _own_digest() -> str:
 
 
 def run_on_threads(function: Any, num_threads: int, numbers: Sequence[int]) -> None:
-    """Call a compiled function in each of PyTorch's threads, with a pointer to `numbers`. The team
-    may be smaller than asked for, by OMP_THREAD_LIMIT for one."""
+    """Call a compiled function in each of PyTorch's threads, with a pointer to `numbers`."""
     library = openmp()
     assert library is not None
     argument = (ctypes.c_int64 * len(numbers))(*numbers)
@@ -81,7 +82,15 @@ def address(tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
     return tensor.data_ptr()
 
 
-def pointer_to(kind: types.Type) -> Any:
+@inlined
+def own_share(num_tasks: Any) -> Any:
+    """A thread's number, and where its part of some tasks begins and ends, in a function that
+    `run_on_threads` calls. The team may be smaller than asked for, by OMP_THREAD_LIMIT for one."""
+    thread, size = _thread_number(), _team_size()
+    return thread, num_tasks * thread // size, num_tasks * (thread + 1) // size
+
+
+def _pointer_to(kind: types.Type) -> Any:
     """A function that compiled ones may call: a pointer to what stands at an address."""
 
     @intrinsic
@@ -92,3 +101,6 @@ def pointer_to(kind: types.Type) -> Any:
         return types.CPointer(kind)(address), generate
 
     return pointer
+
+
+floats, integers = _pointer_to(types.float32), _pointer_to(types.int64)

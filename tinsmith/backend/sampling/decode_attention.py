@@ -19,13 +19,14 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from tinsmith.backend.sampling.compiled import (
-    REORDERING,
     address,
+    array,
     compile_for_threads,
-    pointer_to,
+    floats,
+    inlined,
+    integers,
+    own_share,
     run_on_threads,
-    team_size,
-    thread_number,
 )
 
 # Of e^x, as Cephes has them (expf): ln 2 in two parts, and a polynomial of the rest.
@@ -45,7 +46,6 @@ SMALLEST = np.float32(-87)  # whose e^x has all its bits
 ONE = np.float32(1)
 FLOAT_BYTES, LINE_BYTES = 4, 64
 ZERO, NOTHING = np.float32(0), np.float32(-np.inf)
-_floats, _integers = pointer_to(types.float32), pointer_to(types.int64)
 
 
 def attend_rows(
@@ -86,21 +86,19 @@ def attend_rows(
 @cache
 def _compiled(num_sharing: int, dim: int, value_dim: int) -> Any:
     """For so many queries a key, and widths that the compiler knows."""
-    array: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
 
     def share(argument):
         """What one thread does. Neighbouring tasks are of different rows, long and short."""
         threads, n, num_key_heads, capacity, window = array(argument, 5)
         addresses = array(argument, 12)[5:]
-        rows = array(_integers(addresses[0]), (n, 3))
-        queries = array(_floats(addresses[1]), (n, num_key_heads, num_sharing, dim))
-        keys = array(_floats(addresses[2]), (n, num_key_heads, capacity, dim))
-        values = array(_floats(addresses[3]), (n, num_key_heads, capacity, value_dim))
-        outputs = array(_floats(addresses[4]), (n, num_key_heads, num_sharing, value_dim))
-        scratch = array(_floats(addresses[5]), (threads, num_sharing, capacity))
-        scaling = array(_floats(addresses[6]), 1)[0]
-        thread, size, num_tasks = thread_number(), team_size(), n * num_key_heads
-        start, stop = num_tasks * thread // size, num_tasks * (thread + 1) // size
+        rows = array(integers(addresses[0]), (n, 3))
+        queries = array(floats(addresses[1]), (n, num_key_heads, num_sharing, dim))
+        keys = array(floats(addresses[2]), (n, num_key_heads, capacity, dim))
+        values = array(floats(addresses[3]), (n, num_key_heads, capacity, value_dim))
+        outputs = array(floats(addresses[4]), (n, num_key_heads, num_sharing, value_dim))
+        scratch = array(floats(addresses[5]), (threads, num_sharing, capacity))
+        scaling = array(floats(addresses[6]), 1)[0]
+        thread, start, stop = own_share(n * num_key_heads)
         largest, weights = np.empty(num_sharing, np.float32), scratch[thread]
         for task in range(start, stop):
             row, head = task % n, task // n
@@ -127,10 +125,7 @@ def _compiled(num_sharing: int, dim: int, value_dim: int) -> Any:
     return compile_for_threads(share, num_sharing, dim, value_dim)
 
 
-_inlined: Any = numba.njit(forceinline=True, **REORDERING)
-
-
-@_inlined
+@inlined
 def _score(query, keys, scaling, weights, largest, values):
     """Weights [G, t] before their exponentials, and the largest of each g. What is fetched
     meanwhile are the values of the same tokens."""
@@ -145,7 +140,7 @@ def _score(query, keys, scaling, weights, largest, values):
                 largest[g] = weights[g, t]
 
 
-@_inlined
+@inlined
 def _exponentiate(weights, largest, size):
     """Weights, and in the place of the largest ones their sums."""
     for g in range(weights.shape[0]):
@@ -156,7 +151,7 @@ def _exponentiate(weights, largest, size):
         largest[g] = total
 
 
-@_inlined
+@inlined
 def _add(weights, values, sums, next_keys):
     """Four values at a time, since each time the sums come from memory and go there."""
     size = values.shape[0]
@@ -215,7 +210,7 @@ def _exp(x: Any) -> Any:
     return (polynomial * r * r + r + ONE) * _two_to(shifted)  # pyright: ignore[reportCallIssue]
 
 
-@_inlined
+@inlined
 def _fetch(tensor, t):
     """Have what is at a place read meanwhile; there may be none."""
     width = FLOAT_BYTES * tensor.shape[1]

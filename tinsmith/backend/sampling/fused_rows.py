@@ -5,25 +5,22 @@ import math
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
-from numba import types
 from torch import Tensor
 
 from tinsmith.backend.sampling.compiled import (
-    REORDERING,
     address,
+    array,
     compile_for_threads,
-    pointer_to,
+    floats,
+    inlined,
+    integers,
+    own_share,
     run_on_threads,
-    team_size,
-    thread_number,
 )
 
 ZERO, ONE = np.float32(0), np.float32(1)
-_array: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
-_floats, _integers = pointer_to(types.float32), pointer_to(types.int64)
 
 
 def normalize(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -70,17 +67,14 @@ def place_heads(
 @cache
 def _normalizer(size: int) -> Any:
     def normalize_rows(argument):
-        numbers = _array(argument, 5)
+        numbers = array(argument, 5)
         n = numbers[0]
-        x, output = _array(_floats(numbers[1]), (n, size)), _array(_floats(numbers[4]), (n, size))
-        weight = _array(_floats(numbers[2]), size)
-        epsilon = _array(_floats(numbers[3]), 1)[0]
-        thread, num_threads = thread_number(), team_size()
-        for row in range(n * thread // num_threads, n * (thread + 1) // num_threads):
-            squares = ZERO
-            for i in range(size):
-                squares += x[row, i] * x[row, i]
-            factor = ONE / math.sqrt(squares / np.float32(size) + epsilon)
+        x, output = array(floats(numbers[1]), (n, size)), array(floats(numbers[4]), (n, size))
+        weight = array(floats(numbers[2]), size)
+        epsilon = array(floats(numbers[3]), 1)[0]
+        _, start, stop = own_share(n)
+        for row in range(start, stop):
+            factor = _norm_factor(x[row], epsilon)
             for i in range(size):
                 output[row, i] = x[row, i] * factor * weight[i]
 
@@ -93,18 +87,18 @@ def _placer(num_queries: int, num_key_heads: int, dim: int, has_norm: bool) -> A
     num_heads = num_rotated + num_key_heads
 
     def place_rows(argument):
-        numbers = _array(argument, 11)
+        numbers = array(argument, 11)
         n, capacity = numbers[0], numbers[1]
-        rows = _array(_integers(numbers[2]), (n, 3))
-        heads = _array(_floats(numbers[3]), (n, num_heads, dim))
-        cos, sin = _array(_floats(numbers[4]), (n, dim)), _array(_floats(numbers[5]), (n, dim))
-        weight = _array(_floats(numbers[6]), (num_rotated, dim))
-        epsilon = _array(_floats(numbers[7]), 1)[0]
-        keys = _array(_floats(numbers[8]), (n, num_key_heads, capacity, dim))
-        values = _array(_floats(numbers[9]), (n, num_key_heads, capacity, dim))
-        queries = _array(_floats(numbers[10]), (n, num_queries, dim))
-        thread, num_threads = thread_number(), team_size()
-        for row in range(n * thread // num_threads, n * (thread + 1) // num_threads):
+        rows = array(integers(numbers[2]), (n, 3))
+        heads = array(floats(numbers[3]), (n, num_heads, dim))
+        cos, sin = array(floats(numbers[4]), (n, dim)), array(floats(numbers[5]), (n, dim))
+        weight = array(floats(numbers[6]), (num_rotated, dim))
+        epsilon = array(floats(numbers[7]), 1)[0]
+        keys = array(floats(numbers[8]), (n, num_key_heads, capacity, dim))
+        values = array(floats(numbers[9]), (n, num_key_heads, capacity, dim))
+        queries = array(floats(numbers[10]), (n, num_queries, dim))
+        _, start, stop = own_share(n)
+        for row in range(start, stop):
             last = rows[row, 2] - 1
             for h in range(num_rotated):
                 k = h - num_queries
@@ -116,14 +110,17 @@ def _placer(num_queries: int, num_key_heads: int, dim: int, has_norm: bool) -> A
     return compile_for_threads(place_rows, num_queries, num_key_heads, dim, has_norm)
 
 
-@numba.njit(forceinline=True, **REORDERING)
+@inlined
+def _norm_factor(x, epsilon):
+    squares = ZERO
+    for i in range(len(x)):
+        squares += x[i] * x[i]
+    return ONE / math.sqrt(squares / np.float32(len(x)) + epsilon)
+
+
+@inlined
 def _rotate(x, norm, has_norm, epsilon, cos, sin, output):
-    factor, half = ONE, len(x) // 2
-    if has_norm:
-        squares = ZERO
-        for i in range(len(x)):
-            squares += x[i] * x[i]
-        factor /= math.sqrt(squares / np.float32(len(x)) + epsilon)
+    factor, half = _norm_factor(x, epsilon) if has_norm else ONE, len(x) // 2
     for i in range(half):
         one, other = x[i] * factor, x[i + half] * factor
         if has_norm:

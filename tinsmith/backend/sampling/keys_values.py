@@ -57,9 +57,6 @@ class _Prompt:
     length: int
 
 
-_NO_PROMPT = _Prompt(0)
-
-
 class RunningKeysValues:
     """Of the running rows: preallocated, row i of the batch in slot i, each at its own length."""
 
@@ -72,7 +69,7 @@ class RunningKeysValues:
         self._num_slots = 0
         self._capacity = 0
         self._lengths = self._slots = self._rows = torch.zeros(0, dtype=torch.long, device=device)
-        self._prompts: list[_Prompt] = []  # of each slot
+        self._prompts: dict[int, _Prompt] = {}  # by slot
         self._views: list[tuple[slice, int]] = []
         self._biases: dict[tuple[int, int | None], Tensor] = {}
 
@@ -84,10 +81,7 @@ class RunningKeysValues:
         self._longest = max(self._longest, length + 1)
         self._grow(prompt, max(slots) + 1)
         where = torch.tensor(slots, device=self._device)
-        self._prompts += [_NO_PROMPT] * (max(slots) + 1 - len(self._prompts))
-        shared = _Prompt(length)
-        for slot in slots:
-            self._prompts[slot] = shared
+        self._prompts |= dict.fromkeys(slots, _Prompt(length))
         for layer, keys, values in prompt.of(row):
             mine_k, mine_v = self._layers[layer]
             mine_k[where, :, :length] = keys.transpose(0, 1)
@@ -116,7 +110,7 @@ class RunningKeysValues:
         """Of each row the first one that has its prompt, the tokens of that, and its own with the
         new one."""
         firsts: dict[int, int] = {}
-        prompts = self._prompts[: len(lengths)]
+        prompts = [self._prompts[row] for row in range(len(lengths))]
         return [
             (firsts.setdefault(id(prompt), row), prompt.length, length + 1)
             for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
