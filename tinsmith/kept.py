@@ -200,8 +200,11 @@ def stop_when_unused(file: Path) -> None:
 
 
 def await_disuse(file: Path) -> None:
-    """Returns with the lock, so that no job can still come."""
-    descriptor = os.open(file, os.O_RDWR)
+    """Returns with the lock, or with the file gone, so that no job can still come."""
+    try:
+        descriptor = os.open(file, os.O_RDWR)
+    except FileNotFoundError:
+        return
     lease, unused_since = Lease(file, descriptor), None
     while True:
         time.sleep(POLL_S)

@@ -34,8 +34,7 @@ class Program:
             env=environment | {"COLUMNS": "250", "TINKER_TELEMETRY": "0"},
         )  # fmt: skip
         # The SDK's own threads abort its interpreter at times, when it has said all and ends.
-        codes = (0, -signal.SIGABRT) if code == 0 else (code,)
-        assert done.returncode in codes, done.stdout + done.stderr
+        assert done.returncode in (code, -signal.SIGABRT), done.stdout + done.stderr
         return done.stdout if words[0] == "--format=json" else done.stdout + done.stderr
 
     def json(self, *words: str) -> Any:

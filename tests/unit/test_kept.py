@@ -113,6 +113,10 @@ def test_a_server_that_no_job_can_find_waits_for_none(tmp_path: Path) -> None:
     assert is_over(PATIENCE_S)
 
 
+def test_a_server_whose_file_is_gone_before_it_looks_waits_for_none(tmp_path: Path) -> None:
+    await_disuse(tmp_path / "ended.json")
+
+
 def test_its_key_is_for_the_user_alone(tmp_path: Path) -> None:
     lease = waiting(tmp_path)
     for file in (lease.file, lease.log):
