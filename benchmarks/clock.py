@@ -6,6 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+# A side's threads still turn when it has answered (vLLM's for a second, on a core of their own),
+# which is not the next side's time.
+REST_S = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Contender:
@@ -38,6 +42,7 @@ def measure(case: str, contenders: Sequence[Contender], repeats: int) -> list[Me
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for round_ in range(repeats + 1):
         for contender in contenders:
+            time.sleep(REST_S)
             start = time.perf_counter()
             contender.run()
             elapsed_s = time.perf_counter() - start

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import tinsmith.backend.model.score
 from tests.datums import cross_entropy_data, policy_data
 from tests.packed import packed_states
 from tests.unit.test_forward import CROSS_ENTROPY, SETTINGS, adapted, gradients
@@ -63,7 +64,10 @@ def test_the_prediction_bounds_what_autograd_keeps_and_is_near_it(
     assert (predicted[1] - predicted[0]) <= 1.7 * (held[1] - held[0])
 
 
-def test_layers_that_are_computed_twice_keep_less_and_give_the_same_gradient(base: BaseModel):
+def test_layers_that_are_computed_twice_keep_less_and_give_the_same_gradient(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tinsmith.backend.model.score, "pays_to_merge", lambda *_: False)
     assert kept_bytes(base, 4, 64, recomputes=True) < kept_bytes(base, 4, 64, recomputes=False) / 3
     data = cross_entropy_data(seed=1)
     found = []

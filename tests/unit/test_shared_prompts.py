@@ -20,6 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import tinsmith.backend.model.score
 from tests.losses import CASES
 from tinsmith.backend.model.adapter import LoraSettings, attach_adapter, lora_pairs
 from tinsmith.backend.model.base_model import BaseModel, backbone
@@ -94,10 +95,12 @@ def scored(
     return results, gradients, sizes
 
 
+@pytest.mark.parametrize("is_merged", [False, True], ids=["beside", "merged"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_shared_prompt_gives_the_numbers_and_gradients_of_the_plain_computation(
-    typed_base: BaseModel, case: str
+    typed_base: BaseModel, case: str, is_merged: bool, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(tinsmith.backend.model.score, "pays_to_merge", lambda *_: is_merged)
     data = grouped(CASES[case][1](0, LENGTHS))
     [together], shared_gradients, sizes = scored(typed_base, [data], case)
     assert sizes == [sum(LENGTHS) - 4 * 18 - 2 * 18]

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tinsmith.backend.model.adapter import LoraSettings, attach_adapter, lora_pa
 from tinsmith.backend.model.base_model import BaseModel, backbone
 from tinsmith.backend.model.check import check_model
 from tinsmith.backend.model.families import sliding_window
+from tinsmith.backend.model.merged import merged_adapters
 from tinsmith.backend.model.packed_attention import Part, attend_parts
 from tinsmith.backend.model.training_layer import TrainingLayer
 
@@ -75,10 +77,11 @@ def references(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("is_merged", [False, True], ids=["beside", "merged"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("make", [llama, mistral, qwen2, qwen3])
 def test_states_and_gradients_are_those_of_plain_transformers_in_float64(
-    make: Callable[[], PreTrainedModel], dtype: torch.dtype
+    make: Callable[[], PreTrainedModel], dtype: torch.dtype, is_merged: bool
 ):
     torch.manual_seed(0)
     model = with_random_vectors(make()).requires_grad_(False).eval()
@@ -93,12 +96,13 @@ def test_states_and_gradients_are_those_of_plain_transformers_in_float64(
         pairs[name] = tuple(side.detach().double().requires_grad_() for side in (a, b))
     rows = some_rows()
     expected = references(model, pairs, rows)
-    mine = packed_states(module, rows)
-    directions = [torch.randn(state.shape, dtype=torch.float64) for state in expected]
-    for states in (expected, mine):
-        torch.cat(
-            [(one * d).sum()[None] for one, d in zip(states, directions, strict=True)]
-        ).sum().backward()
+    with merged_adapters(module) if is_merged else nullcontext():
+        mine = packed_states(module, rows)
+        directions = [torch.randn(state.shape, dtype=torch.float64) for state in expected]
+        for states in (expected, mine):
+            torch.cat(
+                [(one * d).sum()[None] for one, d in zip(states, directions, strict=True)]
+            ).sum().backward()
     for one, other in zip(mine, expected, strict=True):
         assert_near(one, other, dtype)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""PEFT's LoRA layer with its arithmetic in four matrix products and no element-wise pass."""
+"""PEFT's LoRA layer with its arithmetic in matrix products and no element-wise pass."""
 
 from typing import Any
 
@@ -7,9 +7,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tinsmith.backend.model.products import linear
-
-ADAPTER = "default"
+from tinsmith.backend.model.side_by_side import ADAPTER, SideBySide
 
 
 class FusedLoraLinear(Linear):
@@ -19,44 +17,42 @@ class FusedLoraLinear(Linear):
     of the products. Where dtypes differ (16-bit base, float32 adapter) PEFT's is used.
     """
 
+    _merged_product: SideBySide | None = None
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         a, b = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
         base = self.get_base_layer()
         if args or kwargs or not base.weight.dtype == x.dtype == a.dtype:
             return super().forward(x, *args, **kwargs)
-        rows = x.reshape(-1, x.shape[-1])
-        y = _Fused.apply(rows, base.weight, base.bias, a, b, self.scaling[ADAPTER])
+        product = self._merged_product or SideBySide([self])
+        y = _Adapted.apply(product, x.reshape(-1, x.shape[-1]), torch.is_grad_enabled(), a, b)
         return y.view(*x.shape[:-1], y.shape[-1])  # pyright: ignore[reportOptionalMemberAccess]
 
+    def merge_adapters(self) -> None:
+        """Compute by W + s B A, as they are now, until `unmerge_adapters`."""
+        self._merged_product = SideBySide([self])
+        self._merged_product.merge()
 
-class _Fused(torch.autograd.Function):
-    """Gradients of x, A and B; W and b are frozen.
+    def unmerge_adapters(self) -> None:
+        self._merged_product = None
 
-    With z = x A^T and g = s (dy B): dx = dy W + g A, dA = g^T x, dB = s dy^T z.
-    """
+
+class _Adapted(torch.autograd.Function):
+    """Gradients of x, A and B; W and b are frozen."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
-        scaling: float,
+        ctx: Any, product: SideBySide, x: Tensor, has_backward: bool, a: Tensor, b: Tensor
     ) -> Tensor:
-        z = linear(x, a)
-        y = linear(x, weight, bias)
-        y.addmm_(z, b.t(), alpha=scaling)
-        ctx.save_for_backward(x, z, weight, a, b)
-        ctx.scaling = scaling
+        y, z = product.forward(x, (a, b), has_backward)
+        ctx.save_for_backward(x, z, a, b)
+        ctx.product = product
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
-        x, z, weight, a, b = ctx.saved_tensors
-        g = (dy @ b).mul_(ctx.scaling)
-        dx = linear(dy, weight.t()).addmm_(g, a) if ctx.needs_input_grad[0] else None
-        return dx, None, None, g.t() @ x, (dy.t() @ z).mul_(ctx.scaling), None
+        x, z, a, b = ctx.saved_tensors
+        dx, (da, db) = ctx.product.backward(dy, x, z, (a, b), ctx.needs_input_grad[1])
+        return None, dx, None, da, db

@@ -21,6 +21,7 @@ from tinsmith.backend.model.forward import (
     score_batch,
 )
 from tinsmith.backend.model.loss_choice import LossChoice
+from tinsmith.backend.model.merged import merged_adapters, merged_bytes, pays_to_merge
 from tinsmith.backend.model.packed_attention import num_scores
 from tinsmith.backend.model.sharding import ShardedLayers
 from tinsmith.backend.model.shared_prompts import (
@@ -83,16 +84,19 @@ def score(
     One that does not fit into memory is halved, and halved again, down to one sequence, and so are
     the others; a sequence that does not fit alone computes its layers twice, and so do all that are
     predicted to take more than half of its memory. What is left of the two budgets is among the
-    results. An error leaves part of the gradient behind.
+    results. An error leaves part of the gradient behind. Where it pays, and `memory_bytes` hold
+    that as well, adapters are merged into weights of the request's own.
 
     With `shards` all ranks score at the same time, each its own data, if it has any.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     places = places or range(len(data))
     job = _Job(module, parameters, data, choice, places, forward_only, shards, memory_bytes)
+    plan = _plan(job, token_budget, min_micro_batches)
+    merging = merged_adapters(module) if _should_merge(job, plan) else nullcontext()
     try:
-        with torch.set_grad_enabled(not forward_only):
-            return _score_all(job, _plan(job, token_budget, min_micro_batches))
+        with torch.set_grad_enabled(not forward_only), merging:
+            return _score_all(job, plan)
     finally:
         if shards is not None:
             shards.attend(forward_only)
@@ -122,6 +126,16 @@ def _score_all(job: _Job, plan: list[list[int]]) -> Scored:
         for row, part in zip(rows, scored.logprobs, strict=True):
             logprobs[row] = part
     return Scored(total, logprobs, left, left_bytes)
+
+
+def _should_merge(job: _Job, plan: Sequence[Sequence[int]]) -> bool:
+    """Not where that would have layers computed twice."""
+    if job.shards is not None or not pays_to_merge(job.module, sum(map(job.size, plan))):
+        return False
+    if job.memory_bytes is None:
+        return True
+    most = max(_peak_bytes(job, [job.data[row] for row in rows]) for rows in plan)
+    return most + merged_bytes(job.module) <= job.memory_bytes
 
 
 def _plan(job: _Job, token_budget: int, min_micro_batches: int) -> list[list[int]]:

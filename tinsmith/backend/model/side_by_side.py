@@ -7,8 +7,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from tinsmith.backend.model.fused_lora import ADAPTER
 from tinsmith.backend.model.products import linear
+
+ADAPTER = "default"  # PEFT's name of the one that a module tree has
 
 
 class SideBySide:
@@ -16,6 +17,7 @@ class SideBySide:
     their adapters A and B: either all of the layers have one or none.
 
     x is read once for all W and once for all A, and x's gradient is one sum inside the products.
+    From `merge` to `unmerge` W + s B A is one matrix, so that both passes have a product less.
     Gradients are by hand, for use in an autograd.Function: `forward` and `backward` keep nothing.
     """
 
@@ -35,9 +37,30 @@ class SideBySide:
             for weight in (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)
         ]
         self._scaling: float = adapted[0].scaling[ADAPTER] if adapted else 0.0
+        self._merged: Tensor | None = None
 
-    def forward(self, x: Tensor, adapters: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """y [N, O] and z = x A^T [N, sum of ranks] of x [N, I] and the adapters A, B, A, B, ..."""
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Compute by the adapters as they are now, until `unmerge`."""
+        if not self.adapters:
+            return
+        self._merged = torch.empty_like(self.weight)
+        parts = (tensor.split(self._num_outputs) for tensor in (self.weight, self._merged))
+        adapters = self.adapters[::2], self.adapters[1::2]
+        for weight, merged, a, b in zip(*parts, *adapters, strict=True):
+            torch.addmm(weight, b, a, alpha=self._scaling, out=merged)
+
+    def unmerge(self) -> None:
+        self._merged = None
+
+    def forward(
+        self, x: Tensor, adapters: Sequence[Tensor], has_backward: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """y [N, O] of x [N, I] and the adapters A, B, A, B, ..., and what `backward` wants of it:
+        z = x A^T [N, sum of ranks]."""
+        if self._merged is not None:
+            z = linear(x, torch.cat(list(adapters[::2]))) if has_backward else None
+            return linear(x, self._merged, self.bias), z
         y = linear(x, self.weight, self.bias)
         if not adapters:
             return y, None
@@ -53,7 +76,8 @@ class SideBySide:
 
         With g = s dy B: dx = dy W + g A, dA = g^T x, dB = s dy^T z.
         """
-        dx = linear(dy, self.weight.t()) if needs_dx else None
+        weight = self.weight if self._merged is None else self._merged
+        dx = linear(dy, weight.t()) if needs_dx else None
         if z is None:
             return dx, []
         g, db = torch.empty_like(z), []
@@ -62,7 +86,7 @@ class SideBySide:
             torch.mm(own, b, out=own_g)
             db.append((own.t() @ own_z).mul_(self._scaling))
         g.mul_(self._scaling)
-        if dx is not None:
+        if dx is not None and self._merged is None:
             dx.addmm_(g, torch.cat(list(adapters[::2])))
         da = (g.t() @ x).split([a.shape[0] for a in adapters[::2]])
         return dx, [gradient for pair in zip(da, db, strict=True) for gradient in pair]

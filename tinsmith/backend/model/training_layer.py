@@ -65,11 +65,24 @@ class TrainingLayer(GradientCheckpointingLayer):
             angles.expand(shape[0], -1, -1, -1).flatten(0, 1) for angles in position_embeddings
         )
         parts = _rows(shape) if parts is None else parts
-        rotated, value = _Heads.apply(self, x, cos, signed_sin, *self.qkv.adapters)  # pyright: ignore[reportGeneralTypeIssues]
+        has_backward = torch.is_grad_enabled()
+        rotated, value = _Heads.apply(  # pyright: ignore[reportGeneralTypeIssues]
+            self, has_backward, x, cos, signed_sin, *self.qkv.adapters
+        )
         query, key = rotated.split(self.num_heads, 1)
         attended = attend_parts(query, key, value, parts, self.self_attn.scaling, self._window)
         adapters = [a for part in (self.output, self.gate_up, self.down) for a in part.adapters]
-        return _Rest.apply(self, x, attended.flatten(1), *adapters).view(shape)  # pyright: ignore[reportOptionalMemberAccess]
+        x = _Rest.apply(self, has_backward, x, attended.flatten(1), *adapters)
+        return x.view(shape)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def merge_adapters(self) -> None:
+        """Compute by W + s B A, as they are now, until `unmerge_adapters`."""
+        for part in (self.qkv, self.output, self.gate_up, self.down):
+            part.merge()
+
+    def unmerge_adapters(self) -> None:
+        for part in (self.qkv, self.output, self.gate_up, self.down):
+            part.unmerge()
 
     def adapters_of_rest(self, adapters: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         """Those of output, gate and up, and down."""
@@ -94,6 +107,7 @@ class _Heads(torch.autograd.Function):
     def forward(
         ctx: Any,
         layer: TrainingLayer,
+        has_backward: bool,
         x: Tensor,
         cos: Tensor,
         signed_sin: Tensor,
@@ -101,7 +115,7 @@ class _Heads(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         norm: Any = layer.input_layernorm
         h, r = normalize(x, norm.weight, norm.variance_epsilon)
-        y, z = layer.qkv.forward(h, adapters)
+        y, z = layer.qkv.forward(h, adapters, has_backward)
         heads = y.unflatten(1, (-1, cos.shape[-1]))
         rotated, value = heads.split([sum(layer.num_heads), layer.num_heads[1]], 1)
         heads_r = None
@@ -123,9 +137,9 @@ class _Heads(torch.autograd.Function):
             heads = y.unflatten(1, (-1, cos.shape[-1]))[:, : sum(layer.num_heads)]
             back = norm_gradient(back, heads, layer.head_norm[0], heads_r)
         dy = torch.cat([back, d_value], 1).flatten(1)
-        dh, own = layer.qkv.backward(dy, h, z, adapters, ctx.needs_input_grad[1])
+        dh, own = layer.qkv.backward(dy, h, z, adapters, ctx.needs_input_grad[2])
         dx = None if dh is None else norm_gradient(dh, x, layer.input_layernorm.weight, r)
-        return None, dx, None, None, *own
+        return None, None, dx, None, None, *own
 
 
 class _Rest(torch.autograd.Function):
@@ -133,17 +147,22 @@ class _Rest(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, layer: TrainingLayer, x: Tensor, attended: Tensor, *adapters: Tensor
+        ctx: Any,
+        layer: TrainingLayer,
+        has_backward: bool,
+        x: Tensor,
+        attended: Tensor,
+        *adapters: Tensor,
     ) -> Tensor:
         of_output, of_gate_up, of_down = layer.adapters_of_rest(adapters)
-        x2, z_output = layer.output.forward(attended, of_output)
+        x2, z_output = layer.output.forward(attended, of_output, has_backward)
         x2 += x
         norm: Any = layer.post_attention_layernorm
         h, r = normalize(x2, norm.weight, norm.variance_epsilon)
-        y, z = layer.gate_up.forward(h, of_gate_up)
+        y, z = layer.gate_up.forward(h, of_gate_up, has_backward)
         gate, up = y.chunk(2, 1)
         inner = F.silu(gate).mul_(up)
-        x3, z_down = layer.down.forward(inner, of_down)
+        x3, z_down = layer.down.forward(inner, of_down, has_backward)
         x3 += x2
         ctx.save_for_backward(attended, z_output, x2, r, h, y, z, inner, z_down, *adapters)
         ctx.layer = layer
@@ -165,7 +184,7 @@ class _Rest(torch.autograd.Function):
         dh, gate_up = layer.gate_up.backward(dy, h, z, of_gate_up, True)
         dx2 = norm_gradient(dh, x2, layer.post_attention_layernorm.weight, r).add_(dx3)
         d_attended, output = layer.output.backward(dx2, attended, z_output, of_output, True)
-        return None, dx2, d_attended, *output, *gate_up, *down
+        return None, None, dx2, d_attended, *output, *gate_up, *down
 
 
 def use_training_layers(base: BaseModel, module: PreTrainedModel) -> None:

@@ -1,0 +1,117 @@
+"""Adapters are merged for a request where that pays and fits, and nothing of it stays."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from tests.datums import cross_entropy_data
+from tests.unit.test_forward import CROSS_ENTROPY, adapted, gradients
+from tests.unit.test_shared_prompts import in_dtype
+from tinsmith.backend.model import score as scoring
+from tinsmith.backend.model.activations import peak_bytes
+from tinsmith.backend.model.adapter import lora_pairs
+from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.model.fused_lora import FusedLoraLinear
+from tinsmith.backend.model.merged import MIN_TOKENS, merged_adapters, merged_bytes, pays_to_merge
+from tinsmith.backend.model.packed_attention import num_scores
+from tinsmith.backend.model.score import score
+from tinsmith.backend.model.shared_prompts import find_groups, pack
+from tinsmith.backend.model.side_by_side import SideBySide
+
+LENGTHS = (30, 60, 40)
+
+
+@pytest.fixture
+def merged(monkeypatch: pytest.MonkeyPatch) -> list[SideBySide]:
+    """What is merged, in order."""
+    found: list[SideBySide] = []
+
+    def merge(product: SideBySide, plain: Callable[[SideBySide], None] = SideBySide.merge) -> None:
+        plain(product)
+        found.append(product)
+
+    monkeypatch.setattr(SideBySide, "merge", merge)
+    return found
+
+
+def test_merged_weights_give_the_numbers_and_gradients_of_two_products(
+    base: BaseModel, merged: list[SideBySide], monkeypatch: pytest.MonkeyPatch
+):
+    """In float64, where only the losses, in float32, round; the unembedding among them, and for
+    other weights when they have changed."""
+    data = cross_entropy_data(seed=1)
+    found = []
+    with in_dtype(base, torch.float64):
+        for is_merged in (False, True):
+            monkeypatch.setattr(scoring, "pays_to_merge", lambda *_, pays=is_merged: pays)
+            module = in_float64(adapted(base))
+            score(module, data, CROSS_ENTROPY, 64, False)
+            for _, _, b in lora_pairs(module):
+                b.data.add_(0.01)
+            found.append((score(module, data, CROSS_ENTROPY, 64, False), gradients(module)))
+    assert len(merged) == 2 * (2 * 4 + 1), "two requests; four products a layer, and the last"
+    (one, plain), (other, mine) = found
+    assert other.loss == pytest.approx(one.loss, rel=1e-6)
+    for name, gradient in plain.items():
+        assert (mine[name] - gradient).norm() <= 1e-6 * gradient.norm(), name
+
+
+def in_float64(module: PreTrainedModel) -> PreTrainedModel:
+    for _, *pair in lora_pairs(module):
+        for side in pair:
+            side.data = side.data.double()
+    return module
+
+
+def test_a_request_without_gradients_says_what_one_with_gradients_says(base: BaseModel):
+    data = cross_entropy_data(seed=1, lengths=LENGTHS)
+    module = adapted(base)
+    assert pays_to_merge(module, sum(LENGTHS))
+    training, scoring = (score(module, data, CROSS_ENTROPY, 64, only) for only in (False, True))
+    assert training.loss == scoring.loss
+    for one, other in zip(training.logprobs, scoring.logprobs, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_bases_weights_stay_and_merged_ones_do_not_whatever_happens(
+    base: BaseModel, merged: list[SideBySide]
+):
+    module = adapted(base)
+    before = [parameter.clone() for parameter in base.module.parameters()]
+    with pytest.raises(ZeroDivisionError), merged_adapters(module):
+        sum(product._merged is not None for product in merged) // 0
+    assert len(merged) == 2 * 4 + 1
+    assert all(product._merged is None for product in merged[:-1])
+    last = module.get_output_embeddings()
+    assert isinstance(last, FusedLoraLinear)
+    assert last._merged_product is None
+    for parameter, own in zip(base.module.parameters(), before, strict=True):
+        assert torch.equal(parameter, own)
+
+
+def test_merged_is_what_pays_in_a_dtype_that_holds_small_updates(base: BaseModel):
+    module = adapted(base)
+    enough = MIN_TOKENS * module.config.hidden_size
+    assert pays_to_merge(module, enough)
+    assert not pays_to_merge(module, enough - 1)
+    with in_dtype(base, torch.bfloat16):
+        assert not pays_to_merge(adapted(base), enough)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_merged_weights_are_part_of_the_memory_that_a_request_may_take(
+    base: BaseModel, merged: list[SideBySide], missing: int
+):
+    """Else its layers would be computed twice, which takes more time than is saved."""
+    data = cross_entropy_data(seed=1, lengths=LENGTHS)
+    module = adapted(base)
+    rows = [datum.tokens for datum in data]
+    scores = sum(num_scores(part) for part in pack(rows, find_groups(rows, True)).parts)
+    peak = peak_bytes(module, sum(LENGTHS), recomputes=False, num_scores=scores)
+    memory_bytes = peak + merged_bytes(module) - missing
+    score(module, data, CROSS_ENTROPY, sum(LENGTHS), False, memory_bytes=memory_bytes)
+    assert bool(merged) == (missing == 0)
+    assert merged_bytes(module) == sum(product.weight.nbytes for product in merged) or missing
