@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from tinsmith.backend.compiled.arithmetic import exp
+from tinsmith.backend.compiled.threads import openmp
 from tinsmith.backend.sampling import decode_attention
-from tinsmith.backend.sampling.compiled import openmp
-from tinsmith.backend.sampling.decode_attention import _exp, attend_rows
+from tinsmith.backend.sampling.decode_attention import attend_rows
 
 pytestmark = pytest.mark.skipif(
     openmp() is None, reason="this PyTorch's OpenMP library is not libgomp"
@@ -84,7 +85,7 @@ def test_the_exponential_is_right_to_two_bits_and_no_number_stays_none():
     @numba.njit
     def of_all(x: np.ndarray, y: np.ndarray):
         for i in range(len(x)):
-            y[i] = _exp(x[i])
+            y[i] = exp(x[i])
 
     x = np.concatenate([np.linspace(-87, 0, 100_003), [-0.0, -1e-30]]).astype(np.float32)
     y = np.empty_like(x)

@@ -34,9 +34,8 @@ PLACES = {
     "transformers": ("backend/", "export.py", "tiny/", "chat.py", LOGPROB_CHECK, RECIPES_LAUNCHER),
     "peft": ("backend/", "export.py"),
     "numba": (
-        "backend/sampling/compiled.py",
+        "backend/compiled/",
         "backend/sampling/decode_attention.py",
-        "backend/sampling/fused_rows.py",
     ),
     "fastapi": ("backend/wire/",),
     "uvicorn": ("backend/",),

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinsmith.backend.sampling.compiled import openmp
+from tinsmith.backend.compiled.threads import openmp
 from tinsmith.backend.sampling.keys_values import RunningKeysValues, _views
 from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
@@ -23,8 +22,8 @@ from tinsmith.backend.model.families import (
     sliding_window,
     trains_by_hand,
 )
-from tinsmith.backend.model.fused_norm import norm_gradient, normalize
 from tinsmith.backend.model.packed_attention import Part, attend_parts
+from tinsmith.backend.model.passes import passes_for
 from tinsmith.backend.model.side_by_side import SideBySide
 
 
@@ -114,31 +113,28 @@ class _Heads(torch.autograd.Function):
         *adapters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         norm: Any = layer.input_layernorm
-        h, r = normalize(x, norm.weight, norm.variance_epsilon)
+        by = passes_for(x)
+        h, r = by.normalize(x, norm.weight, norm.variance_epsilon)
         y, z = layer.qkv.forward(h, adapters, has_backward)
         heads = y.unflatten(1, (-1, cos.shape[-1]))
-        rotated, value = heads.split([sum(layer.num_heads), layer.num_heads[1]], 1)
-        heads_r = None
-        if layer.head_norm is not None:
-            rotated, heads_r = normalize(rotated, *layer.head_norm)
-        ctx.save_for_backward(x, r, h, y, z, heads_r, cos, signed_sin, *adapters)
+        num_rotated = sum(layer.num_heads)
+        rotated, heads_r = by.rotate_heads(heads, (cos, signed_sin), layer.head_norm, num_rotated)
+        ctx.save_for_backward(x, r, h, heads, z, heads_r, cos, signed_sin, *adapters)
         ctx.layer = layer
-        turned = rotated.roll(cos.shape[-1] // 2, -1).mul_(signed_sin)
-        return turned.addcmul_(rotated, cos), value
+        return rotated, heads[:, num_rotated:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         d_rotated, d_value = gradients
-        x, r, h, y, z, heads_r, cos, signed_sin, *adapters = ctx.saved_tensors
+        x, r, h, heads, z, heads_r, cos, signed_sin, *adapters = ctx.saved_tensors
         layer = ctx.layer
-        back = (d_rotated * signed_sin).roll(cos.shape[-1] // 2, -1).addcmul_(d_rotated, cos)
-        if layer.head_norm is not None:
-            heads = y.unflatten(1, (-1, cos.shape[-1]))[:, : sum(layer.num_heads)]
-            back = norm_gradient(back, heads, layer.head_norm[0], heads_r)
-        dy = torch.cat([back, d_value], 1).flatten(1)
-        dh, own = layer.qkv.backward(dy, h, z, adapters, ctx.needs_input_grad[2])
-        dx = None if dh is None else norm_gradient(dh, x, layer.input_layernorm.weight, r)
+        by = passes_for(x)
+        rotation = cos, signed_sin
+        dy = by.heads_gradient(d_rotated, d_value, heads, rotation, layer.head_norm, heads_r)
+        dh, own = layer.qkv.backward(dy.flatten(1), h, z, adapters, ctx.needs_input_grad[2])
+        weight = layer.input_layernorm.weight
+        dx = None if dh is None else by.norm_gradient(dh, x, weight, r)
         return None, None, dx, None, None, *own
 
 
@@ -158,10 +154,10 @@ class _Rest(torch.autograd.Function):
         x2, z_output = layer.output.forward(attended, of_output, has_backward)
         x2 += x
         norm: Any = layer.post_attention_layernorm
-        h, r = normalize(x2, norm.weight, norm.variance_epsilon)
+        by = passes_for(x)
+        h, r = by.normalize(x2, norm.weight, norm.variance_epsilon)
         y, z = layer.gate_up.forward(h, of_gate_up, has_backward)
-        gate, up = y.chunk(2, 1)
-        inner = F.silu(gate).mul_(up)
+        inner = by.gate(y)
         x3, z_down = layer.down.forward(inner, of_down, has_backward)
         x3 += x2
         ctx.save_for_backward(attended, z_output, x2, r, h, y, z, inner, z_down, *adapters)
@@ -171,18 +167,15 @@ class _Rest(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """With silu's gradient as PyTorch has it."""
         (dx3,) = gradients
         attended, z_output, x2, r, h, y, z, inner, z_down, *adapters = ctx.saved_tensors
         layer = ctx.layer
         of_output, of_gate_up, of_down = layer.adapters_of_rest(adapters)
         d_inner, down = layer.down.backward(dx3, inner, z_down, of_down, True)
-        dy = torch.empty_like(y)
-        (gate, up), (d_gate, d_up) = y.chunk(2, 1), dy.chunk(2, 1)
-        torch.mul(F.silu(gate), d_inner, out=d_up)
-        torch.ops.aten.silu_backward.grad_input(d_inner.mul_(up), gate, grad_input=d_gate)
+        by = passes_for(y)
+        dy = by.gate_gradient(d_inner, y)
         dh, gate_up = layer.gate_up.backward(dy, h, z, of_gate_up, True)
-        dx2 = norm_gradient(dh, x2, layer.post_attention_layernorm.weight, r).add_(dx3)
+        dx2 = by.norm_gradient(dh, x2, layer.post_attention_layernorm.weight, r, dx3)
         d_attended, output = layer.output.backward(dx2, attended, z_output, of_output, True)
         return None, None, dx2, d_attended, *output, *gate_up, *down
 

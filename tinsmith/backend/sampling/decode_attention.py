@@ -9,7 +9,6 @@ while the present ones are computed with.
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -18,7 +17,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from tinsmith.backend.sampling.compiled import (
+from tinsmith.backend.compiled.arithmetic import ZERO, exp
+from tinsmith.backend.compiled.threads import (
     address,
     array,
     compile_for_threads,
@@ -29,23 +29,8 @@ from tinsmith.backend.sampling.compiled import (
     run_on_threads,
 )
 
-# Of e^x, as Cephes has them (expf): ln 2 in two parts, and a polynomial of the rest.
-LOG2_E, LN2_HIGH, LN2_LOW = (
-    np.float32(x) for x in (1.44269504088896341, 0.693359375, -2.12194440e-4)
-)
-P0, P1, P2, P3, P4, P5 = (
-    np.float32(x)
-    for x in (
-        1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3,
-        4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
-    )
-)  # fmt: skip
-# A float32 to which small numbers are added as whole ones, in its lowest bits.
-ROUNDING = np.float32(1.5 * 2**23)
-SMALLEST = np.float32(-87)  # whose e^x has all its bits
-ONE = np.float32(1)
 FLOAT_BYTES, LINE_BYTES = 4, 64
-ZERO, NOTHING = np.float32(0), np.float32(-np.inf)
+NOTHING = np.float32(-np.inf)
 
 
 def attend_rows(
@@ -146,7 +131,7 @@ def _exponentiate(weights, largest, size):
     for g in range(weights.shape[0]):
         total = ZERO
         for t in range(size):
-            weights[g, t] = _exp(weights[g, t] - largest[g])
+            weights[g, t] = exp(weights[g, t] - largest[g])
             total += weights[g, t]
         largest[g] = total
 
@@ -182,32 +167,6 @@ def _prefetch(_: Any, address: Any):
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
-
-
-@intrinsic
-def _two_to(_: Any, shifted: Any):
-    """2^n of a float32 ROUNDING + n: its lowest bits, where a float32 has its exponent."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number = ir.IntType(32)
-        exponent = builder.shl(builder.bitcast(arguments[0], number), number(23))
-        bits = builder.add(exponent, number(127 << 23))
-        return builder.bitcast(bits, ir.FloatType())
-
-    return types.float32(types.float32), generate
-
-
-# Not to be reordered, or the two parts of ln 2 are one.
-@numba.njit(fastmath={"contract"}, error_model="numpy")
-def _exp(x: Any) -> Any:
-    """e^x of a float32 x <= 0 to its last two bits, for many at a time."""
-    if x < SMALLEST:
-        x = SMALLEST
-    shifted = x * LOG2_E + ROUNDING
-    n = shifted - ROUNDING
-    r = x - n * LN2_HIGH - n * LN2_LOW
-    polynomial = ((((P0 * r + P1) * r + P2) * r + P3) * r + P4) * r + P5
-    return (polynomial * r * r + r + ONE) * _two_to(shifted)  # pyright: ignore[reportCallIssue]
 
 
 @inlined

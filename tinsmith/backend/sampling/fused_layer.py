@@ -9,9 +9,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinsmith.backend.compiled.passes import normalize
+from tinsmith.backend.compiled.threads import openmp
 from tinsmith.backend.model.families import head_norm, sliding_window
-from tinsmith.backend.sampling.compiled import openmp
-from tinsmith.backend.sampling.fused_rows import normalize
 from tinsmith.backend.sampling.keys_values import RunningKeysValues
 from tinsmith.backend.sampling.packed import PackedLinear
 from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues
@@ -69,5 +69,5 @@ class FusedLayer(nn.Module):
 
 def _norm(norm: Any, x: Tensor) -> Tensor:
     if openmp() is not None:
-        return normalize(x, norm.weight, norm.variance_epsilon)
+        return normalize(x, norm.weight, norm.variance_epsilon)[0]
     return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)

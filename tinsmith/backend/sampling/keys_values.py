@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from tinsmith.backend.compiled.threads import openmp
 from tinsmith.backend.model import families
-from tinsmith.backend.sampling.compiled import openmp
 from tinsmith.backend.sampling.decode_attention import attend_rows
-from tinsmith.backend.sampling.fused_rows import place_heads
+from tinsmith.backend.sampling.heads import place_heads
 from tinsmith.backend.sampling.prompt_keys_values import LENGTH_STEP, PromptKeysValues, round_up
 
 ATTENTION = "tinsmith_keys_values"

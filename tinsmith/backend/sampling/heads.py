@@ -1,36 +1,22 @@
-"""What a layer does between its products to each token by itself, on a CPU in float32: norms, and
-queries, keys and values for one new token a row. Compiled, each is one pass over its numbers."""
+"""Queries, keys and values of one new token a row on a CPU in float32, from their product to the
+places where attention reads them. Compiled, it is one pass over its numbers."""
 
-import math
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tinsmith.backend.sampling.compiled import (
+from tinsmith.backend.compiled.arithmetic import ONE, norm_factor, rotate
+from tinsmith.backend.compiled.threads import (
     address,
     array,
     compile_for_threads,
     floats,
-    inlined,
     integers,
     own_share,
     run_on_threads,
 )
-
-ZERO, ONE = np.float32(0), np.float32(1)
-
-
-def normalize(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """w x / sqrt(mean(x^2) + epsilon) of x [..., D] and w [D]."""
-    x = x.contiguous()
-    output, size = torch.empty_like(x), x.shape[-1]
-    settings = torch.tensor([epsilon])
-    addresses = map(address, (x, weight, settings, output))
-    run_on_threads(_normalizer(size), torch.get_num_threads(), [x.numel() // size, *addresses])
-    return output
 
 
 def place_heads(
@@ -65,23 +51,6 @@ def place_heads(
 
 
 @cache
-def _normalizer(size: int) -> Any:
-    def normalize_rows(argument):
-        numbers = array(argument, 5)
-        n = numbers[0]
-        x, output = array(floats(numbers[1]), (n, size)), array(floats(numbers[4]), (n, size))
-        weight = array(floats(numbers[2]), size)
-        epsilon = array(floats(numbers[3]), 1)[0]
-        _, start, stop = own_share(n)
-        for row in range(start, stop):
-            factor = _norm_factor(x[row], epsilon)
-            for i in range(size):
-                output[row, i] = x[row, i] * factor * weight[i]
-
-    return compile_for_threads(normalize_rows, size)
-
-
-@cache
 def _placer(num_queries: int, num_key_heads: int, dim: int, has_norm: bool) -> Any:
     num_rotated = num_queries + num_key_heads
     num_heads = num_rotated + num_key_heads
@@ -103,28 +72,10 @@ def _placer(num_queries: int, num_key_heads: int, dim: int, has_norm: bool) -> A
             for h in range(num_rotated):
                 k = h - num_queries
                 place = queries[row, h] if k < 0 else keys[row, k, last]
-                _rotate(heads[row, h], weight[h], has_norm, epsilon, cos[row], sin[row], place)
+                x = heads[row, h]
+                factor = norm_factor(x, epsilon) if has_norm else ONE
+                rotate(x, factor, weight[h], has_norm, cos[row], sin[row], place)
             for h in range(num_key_heads):
                 values[row, h, last] = heads[row, num_rotated + h]
 
     return compile_for_threads(place_rows, num_queries, num_key_heads, dim, has_norm)
-
-
-@inlined
-def _norm_factor(x, epsilon):
-    squares = ZERO
-    for i in range(len(x)):
-        squares += x[i] * x[i]
-    return ONE / math.sqrt(squares / np.float32(len(x)) + epsilon)
-
-
-@inlined
-def _rotate(x, norm, has_norm, epsilon, cos, sin, output):
-    factor, half = _norm_factor(x, epsilon) if has_norm else ONE, len(x) // 2
-    for i in range(half):
-        one, other = x[i] * factor, x[i + half] * factor
-        if has_norm:
-            one *= norm[i]
-            other *= norm[i + half]
-        output[i] = one * cos[i] + other * sin[i]
-        output[i + half] = other * cos[i + half] + one * sin[i + half]

@@ -44,12 +44,18 @@ def openmp() -> ctypes.CDLL | None:
     return library
 
 
+def runs_compiled(x: Tensor) -> bool:
+    """Whether compiled functions take a tensor of this kind."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and openmp() is not None
+
+
 def compile_for_threads(function: Callable[[Any], None], *shape: int) -> Any:
     """A function of a pointer to int64, for `run_on_threads`; `shape` is what it is made for.
 
-    It is kept on disk, where there is a folder for it, until its file or this one changes: what it
-    calls has to be in one of these, and be none of its closure. Each shape and CPU has files of its
-    own, since numba has no lock: of two processes that write one, the other's code would be run.
+    It is kept on disk, where there is a folder for it, until its file or one of this folder
+    changes: what it calls has to be in one of these, and be none of its closure. Each shape and CPU
+    has files of its own, since numba has no lock: of two processes that write one, the other's code
+    would be run.
     """
     cpu = llvmlite.binding.get_host_cpu_name()
     function.__qualname__ = "-".join(map(str, (function.__name__, *shape, cpu, _own_digest())))
@@ -62,7 +68,8 @@ def compile_for_threads(function: Callable[[Any], None], *shape: int) -> Any:
 
 @cache
 def _own_digest() -> str:
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def run_on_threads(function: Any, num_threads: int, numbers: Sequence[int]) -> None:
