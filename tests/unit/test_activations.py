@@ -23,6 +23,12 @@ from tinsmith.backend.model.trainer import Trainer
 from tinsmith.errors import TinsmithError
 
 
+@pytest.fixture(autouse=True)
+def unmerged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merged weights, which go before anything here does, have their own tests."""
+    monkeypatch.setattr(tinsmith.backend.model.score, "pays_to_merge", lambda *_: False)
+
+
 def kept_bytes(base: BaseModel, num_rows: int, length: int, recomputes: bool) -> int:
     """What autograd holds of a forward pass, weights and adapters aside."""
     module = adapted(base)
@@ -64,10 +70,7 @@ def test_the_prediction_bounds_what_autograd_keeps_and_is_near_it(
     assert (predicted[1] - predicted[0]) <= 1.7 * (held[1] - held[0])
 
 
-def test_layers_that_are_computed_twice_keep_less_and_give_the_same_gradient(
-    base: BaseModel, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(tinsmith.backend.model.score, "pays_to_merge", lambda *_: False)
+def test_layers_that_are_computed_twice_keep_less_and_give_the_same_gradient(base: BaseModel):
     assert kept_bytes(base, 4, 64, recomputes=True) < kept_bytes(base, 4, 64, recomputes=False) / 3
     data = cross_entropy_data(seed=1)
     found = []

@@ -13,9 +13,15 @@ from tests.unit.test_shared_prompts import in_dtype
 from tinsmith.backend.model import score as scoring
 from tinsmith.backend.model.activations import peak_bytes
 from tinsmith.backend.model.adapter import lora_pairs
-from tinsmith.backend.model.base_model import BaseModel
+from tinsmith.backend.model.base_model import BaseModel, backbone
 from tinsmith.backend.model.fused_lora import FusedLoraLinear
-from tinsmith.backend.model.merged import MIN_TOKENS, merged_adapters, merged_bytes, pays_to_merge
+from tinsmith.backend.model.merged import (
+    MIN_TOKENS,
+    can_merge,
+    merged_adapters,
+    merged_bytes,
+    pays_to_merge,
+)
 from tinsmith.backend.model.packed_attention import num_scores
 from tinsmith.backend.model.score import score
 from tinsmith.backend.model.shared_prompts import find_groups, pack
@@ -81,9 +87,15 @@ def test_the_bases_weights_stay_and_merged_ones_do_not_whatever_happens(
 ):
     module = adapted(base)
     before = [parameter.clone() for parameter in base.module.parameters()]
-    with pytest.raises(ZeroDivisionError), merged_adapters(module):
-        sum(product._merged is not None for product in merged) // 0
-    assert len(merged) == 2 * 4 + 1
+    seen: list[bool] = []
+
+    def fail() -> None:
+        seen.extend(product._merged is not None for product in merged)
+        raise KeyError("midway")
+
+    with pytest.raises(KeyError), merged_adapters(module):
+        fail()
+    assert seen == [True] * (2 * 4 + 1)
     assert all(product._merged is None for product in merged[:-1])
     last = module.get_output_embeddings()
     assert isinstance(last, FusedLoraLinear)
@@ -97,8 +109,9 @@ def test_merged_is_what_pays_in_a_dtype_that_holds_small_updates(base: BaseModel
     enough = MIN_TOKENS * module.config.hidden_size
     assert pays_to_merge(module, enough)
     assert not pays_to_merge(module, enough - 1)
+    assert can_merge(module)
     with in_dtype(base, torch.bfloat16):
-        assert not pays_to_merge(adapted(base), enough)
+        assert not can_merge(adapted(base))
 
 
 @pytest.mark.parametrize("missing", [0, 1])
@@ -115,3 +128,41 @@ def test_merged_weights_are_part_of_the_memory_that_a_request_may_take(
     score(module, data, CROSS_ENTROPY, sum(LENGTHS), False, memory_bytes=memory_bytes)
     assert bool(merged) == (missing == 0)
     assert merged_bytes(module) == sum(product.weight.nbytes for product in merged) or missing
+
+
+def test_where_memory_does_not_hold_merged_weights_a_request_goes_on_without(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+):
+    data = cross_entropy_data(seed=1, lengths=LENGTHS)
+    monkeypatch.setattr(SideBySide, "merge", lambda _: fail_for_memory())
+    found = score(adapted(base), data, CROSS_ENTROPY, 64, False)
+    monkeypatch.setattr(scoring, "pays_to_merge", lambda *_: False)
+    assert found.loss == score(adapted(base), data, CROSS_ENTROPY, 64, False).loss
+
+
+def test_merged_weights_go_before_a_budget_does(
+    base: BaseModel, merged: list[SideBySide], monkeypatch: pytest.MonkeyPatch
+):
+    """Memory that runs out while they are there leaves the budgets and the result as they were."""
+    data = cross_entropy_data(seed=1, lengths=LENGTHS)
+    module, calls = adapted(base), []
+
+    def before(*_: object) -> None:
+        calls.append([product._merged is not None for product in merged[:-1]])
+        if len(calls) == 2:
+            fail_for_memory()
+
+    backbone(module).register_forward_pre_hook(before)
+    found = score(module, data, CROSS_ENTROPY, 64, False)
+    assert calls == [[True] * 8, [True] * 8, [False] * 8, *([[False] * 8] * (len(calls) - 3))]
+    assert found.token_budget is None
+    assert found.memory_bytes is None
+    plain = adapted(base)
+    monkeypatch.setattr(scoring, "pays_to_merge", lambda *_: False)
+    assert score(plain, data, CROSS_ENTROPY, 64, False).loss == pytest.approx(found.loss, rel=1e-6)
+    for name, gradient in gradients(plain).items():
+        assert (gradients(module)[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def fail_for_memory() -> None:
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tinsmith.backend.model.score
 from tests.datums import gspo_data, policy_data, top_k_data
 from tests.losses import CASES
 from tests.unit.test_shared_prompts import in_dtype
@@ -143,8 +144,12 @@ def test_a_floor_of_micro_batches_is_kept_with_the_same_gradient(
 
 @pytest.mark.parametrize("error", MESSAGES, ids=["cuda", "cpu", "numpy"])
 def test_every_way_to_say_that_memory_is_out_is_understood(
-    base: BaseModel, error: Exception, caplog: pytest.LogCaptureFixture
+    base: BaseModel,
+    error: Exception,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr(tinsmith.backend.model.score, "pays_to_merge", lambda *_: False)
     with caplog.at_level(logging.WARNING):
         _, _, small = scored(
             base,

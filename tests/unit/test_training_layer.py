@@ -13,12 +13,15 @@ from transformers import PreTrainedModel
 
 from tests.families import SIZES, llama, mistral, qwen2, qwen2_moe, qwen3, qwen3_gelu
 from tests.packed import packed_states
+from tinsmith.backend.compiled import passes
+from tinsmith.backend.compiled.threads import openmp
 from tinsmith.backend.model.adapter import LoraSettings, attach_adapter, lora_pairs
 from tinsmith.backend.model.base_model import BaseModel, backbone
 from tinsmith.backend.model.check import check_model
 from tinsmith.backend.model.families import sliding_window
 from tinsmith.backend.model.merged import merged_adapters
 from tinsmith.backend.model.packed_attention import Part, attend_parts
+from tinsmith.backend.model.passes import Plain, passes_for
 from tinsmith.backend.model.training_layer import TrainingLayer
 
 SCALING = 4.0 / 3
@@ -119,6 +122,12 @@ def assert_near(one: Tensor | None, other: Tensor | None, dtype: torch.dtype) ->
     assert one is not None
     assert other is not None
     assert (one.double() - other).norm() <= TOLERANCE[dtype] * other.norm()
+
+
+@pytest.mark.skipif(openmp() is None, reason="this PyTorch's OpenMP library is not libgomp")
+def test_passes_are_compiled_in_float32_alone():
+    assert passes_for(torch.ones(1)) is passes
+    assert passes_for(torch.ones(1, dtype=torch.float64)) is Plain
 
 
 @pytest.mark.parametrize("window", [None, 24])

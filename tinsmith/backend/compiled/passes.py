@@ -4,6 +4,7 @@ gradients of it. Each is one pass over its numbers: what it takes is the time of
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,7 +143,7 @@ def _along(dy, weight, x, factor):
     total = ZERO
     for i in range(len(x)):
         total += dy[i] * weight[i] * x[i]
-    return total * factor * factor * factor / len(x)
+    return total * factor * factor * factor / np.float32(len(x))
 
 
 @cache

@@ -19,6 +19,13 @@ from tinsmith.backend.sampling.memory import free_device_bytes, key_value_heads
 # Of what is free once the models are loaded: the keys and values of completions take a quarter,
 # and gradients, moments and snapshots the rest.
 SHARE = 2
+# How PyTorch says that memory is out where it raises a bare RuntimeError: CPU, driver, cuBLAS.
+MESSAGES = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 LOGITS_COPIES = 3  # of one block, in float32: they, their gradient and what the softmax makes
 
 
@@ -123,3 +130,10 @@ def recomputed_layers(module: PreTrainedModel) -> Iterator[None]:
 
 def _vocabulary_size(module: PreTrainedModel) -> int:
     return unembedding(module).weight.shape[0]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error of PyTorch says."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(message in str(error) for message in MESSAGES)

@@ -1,12 +1,13 @@
 """Adapters merged into the weights that they adapt while a request is trained on."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
+from tinsmith.backend.model.activations import is_out_of_memory
 from tinsmith.backend.model.fused_lora import FusedLoraLinear
 from tinsmith.backend.model.training_layer import TrainingLayer
 
@@ -15,13 +16,16 @@ from tinsmith.backend.model.training_layer import TrainingLayer
 MIN_TOKENS = 2
 
 
+def can_merge(module: PreTrainedModel) -> bool:
+    """Whether W + s B A differs from the two products by rounding alone, which in 16 bits could be
+    all of a small update, and whether narrow products cost more than their arithmetic, as on a CPU.
+    """
+    return module.device.type == "cpu" and module.dtype.itemsize >= torch.float32.itemsize
+
+
 def pays_to_merge(module: PreTrainedModel, num_tokens: int) -> bool:
-    """Whether a request of so many tokens takes less time with merged weights: on a CPU, where a
-    product that is so narrow costs more than its arithmetic, and where W + s B A differs from the
-    two products by rounding alone, which in 16 bits could be all of a small update."""
-    is_exact = module.dtype.itemsize >= torch.float32.itemsize
-    width = module.config.get_text_config().hidden_size
-    return module.device.type == "cpu" and is_exact and num_tokens >= MIN_TOKENS * width
+    """Whether a request of so many tokens takes less time with merged weights."""
+    return num_tokens >= MIN_TOKENS * module.config.get_text_config().hidden_size
 
 
 def merged_bytes(module: PreTrainedModel) -> int:
@@ -45,3 +49,14 @@ def merged_adapters(module: PreTrainedModel) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.unmerge_adapters()
+
+
+def enter_merged(module: PreTrainedModel, stack: ExitStack) -> bool:
+    """Enter `merged_adapters` on the stack; false where memory does not hold them."""
+    try:
+        stack.enter_context(merged_adapters(module))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True

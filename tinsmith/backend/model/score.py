@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tinsmith.backend.model.activations import peak_bytes, recomputed_layers
+from tinsmith.backend.model.activations import is_out_of_memory, peak_bytes, recomputed_layers
 from tinsmith.backend.model.datums import Datum
 from tinsmith.backend.model.forward import (
     Scored,
@@ -21,7 +21,7 @@ from tinsmith.backend.model.forward import (
     score_batch,
 )
 from tinsmith.backend.model.loss_choice import LossChoice
-from tinsmith.backend.model.merged import merged_adapters, merged_bytes, pays_to_merge
+from tinsmith.backend.model.merged import can_merge, enter_merged, merged_bytes, pays_to_merge
 from tinsmith.backend.model.packed_attention import num_scores
 from tinsmith.backend.model.sharding import ShardedLayers
 from tinsmith.backend.model.shared_prompts import (
@@ -33,13 +33,6 @@ from tinsmith.backend.model.shared_prompts import (
 )
 from tinsmith.errors import TinsmithError
 
-# How PyTorch says that memory is out where it raises a bare RuntimeError: CPU, driver, cuBLAS.
-MESSAGES = (
-    "not enough memory",
-    "can't allocate memory",
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
 log = logging.getLogger(__name__)
 
 
@@ -85,24 +78,25 @@ def score(
     the others; a sequence that does not fit alone computes its layers twice, and so do all that are
     predicted to take more than half of its memory. What is left of the two budgets is among the
     results. An error leaves part of the gradient behind. Where it pays, and `memory_bytes` hold
-    that as well, adapters are merged into weights of the request's own.
+    that as well, adapters are merged into weights of the request's own, which go before a budget
+    does.
 
     With `shards` all ranks score at the same time, each its own data, if it has any.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     places = places or range(len(data))
     job = _Job(module, parameters, data, choice, places, forward_only, shards, memory_bytes)
-    plan = _plan(job, token_budget, min_micro_batches)
-    merging = merged_adapters(module) if _should_merge(job, plan) else nullcontext()
     try:
-        with torch.set_grad_enabled(not forward_only), merging:
-            return _score_all(job, plan)
+        with torch.set_grad_enabled(not forward_only), ExitStack() as merging:
+            plan = _plan(job, token_budget, min_micro_batches)
+            is_merged = _should_merge(job, plan) and enter_merged(module, merging)
+            return _score_all(job, plan, merging if is_merged else None)
     finally:
         if shards is not None:
             shards.attend(forward_only)
 
 
-def _score_all(job: _Job, plan: list[list[int]]) -> Scored:
+def _score_all(job: _Job, plan: list[list[int]], merging: ExitStack | None) -> Scored:
     logprobs: list[np.ndarray] = [np.empty(0)] * len(job.data)
     total, left, left_bytes = 0.0, None, None
     queue = plan[::-1]
@@ -113,6 +107,11 @@ def _score_all(job: _Job, plan: list[list[int]]) -> Scored:
             continue
         batch = [job.data[row] for row in rows]
         scored = _score_if_it_fits(job, batch)
+        if scored is None and merging is not None:
+            merging.close()
+            merging = None
+            queue.append(rows)
+            continue
         if scored is None and len(rows) == 1 and _may_recompute(job, batch):
             left_bytes = _halved_memory(job, batch)
             job = replace(job, memory_bytes=left_bytes)
@@ -130,7 +129,9 @@ def _score_all(job: _Job, plan: list[list[int]]) -> Scored:
 
 def _should_merge(job: _Job, plan: Sequence[Sequence[int]]) -> bool:
     """Not where that would have layers computed twice."""
-    if job.shards is not None or not pays_to_merge(job.module, sum(map(job.size, plan))):
+    if job.shards is not None or not can_merge(job.module):
+        return False
+    if not pays_to_merge(job.module, sum(map(job.size, plan))):
         return False
     if job.memory_bytes is None:
         return True
@@ -180,7 +181,7 @@ def _score_if_it_fits(job: _Job, batch: Sequence[Datum]) -> Scored | None:
             with recomputing:
                 scored = score_batch(job.module, batch, job.choice)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             scored = None
         # Outside of `except`: the error holds on to the frames that hold the memory.
@@ -232,12 +233,6 @@ def _size(module: PreTrainedModel, tokens: Sequence[np.ndarray], groups: Sequenc
 def _drop_gradient(job: _Job) -> None:
     for parameter in job.parameters:
         parameter.grad = None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(message in str(error) for message in MESSAGES)
 
 
 def _halves(rows: list[int]) -> list[list[int]]:
