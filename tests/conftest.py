@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tinsmith.backend.model.base_model import BaseModel
     from tinsmith.serving import Endpoint
 
-# Clients of servers that earlier tests ended warn in every later one that no heartbeat comes through,
+# Clients of servers that earlier tests ended warn in every later one that heartbeats fail,
 # which a test that looks at all that is logged would take for its own.
 logging.getLogger("tinker.lib.internal_client_holder").setLevel(logging.ERROR)
 
