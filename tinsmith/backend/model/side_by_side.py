@@ -58,13 +58,13 @@ class SideBySide:
     ) -> tuple[Tensor, Tensor | None]:
         """y [N, O] of x [N, I] and the adapters A, B, A, B, ..., and what `backward` wants of it:
         z = x A^T [N, sum of ranks]."""
-        if self._merged is not None:
-            z = linear(x, torch.cat(list(adapters[::2]))) if has_backward else None
-            return linear(x, self._merged, self.bias), z
-        y = linear(x, self.weight, self.bias)
-        if not adapters:
+        y = linear(x, self._present_weight, self.bias)
+        is_merged = self._merged is not None
+        if not adapters or (is_merged and not has_backward):
             return y, None
         z = linear(x, torch.cat(list(adapters[::2])))
+        if is_merged:
+            return y, z
         for own, own_z, b in zip(*self._parts(adapters, y, z), adapters[1::2], strict=True):
             own.addmm_(own_z, b.t(), alpha=self._scaling)
         return y, z
@@ -76,8 +76,7 @@ class SideBySide:
 
         With g = s dy B: dx = dy W + g A, dA = g^T x, dB = s dy^T z.
         """
-        weight = self.weight if self._merged is None else self._merged
-        dx = linear(dy, weight.t()) if needs_dx else None
+        dx = linear(dy, self._present_weight.t()) if needs_dx else None
         if z is None:
             return dx, []
         g, db = torch.empty_like(z), []
@@ -90,6 +89,10 @@ class SideBySide:
             dx.addmm_(g, torch.cat(list(adapters[::2])))
         da = (g.t() @ x).split([a.shape[0] for a in adapters[::2]])
         return dx, [gradient for pair in zip(da, db, strict=True) for gradient in pair]
+
+    @property
+    def _present_weight(self) -> Tensor:
+        return self.weight if self._merged is None else self._merged
 
     def _parts(
         self, adapters: Sequence[Tensor], y: Tensor, *of_ranks: Tensor
