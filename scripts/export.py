@@ -12,17 +12,9 @@ from tinsmith.chat import Chat
 from tinsmith.checkpoints import Checkpoint, explained, weights_sha256
 from tinsmith.config import ExportSettings
 from tinsmith.errors import TinsmithError
-from tinsmith.export import (
-    Precision,
-    check_adapter,
-    check_merged,
-    compared_precision,
-    tolerance,
-    write_adapter,
-    write_merged,
-)
 from tinsmith.files import write_json
 from tinsmith.gpus import assigned_gpus
+from tinsmith.imports import uncollected
 from tinsmith.job import add_resources, backend_of, job, settings_of
 from tinsmith.job_server import connect_job
 from tinsmith.metadata import JobRecord
@@ -31,6 +23,17 @@ from tinsmith.problems import read_problems
 from tinsmith.runs import BASE
 from tinsmith.tasks import make_task
 from tinsmith.trained import read_evaluation, read_run
+
+with uncollected():
+    from tinsmith.export import (
+        Precision,
+        check_adapter,
+        check_merged,
+        compared_precision,
+        tolerance,
+        write_adapter,
+        write_merged,
+    )
 
 NUM_PROMPTS = 16
 

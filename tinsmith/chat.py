@@ -9,6 +9,7 @@ import jinja2
 
 from tinsmith.errors import TinsmithError
 
+DTYPES = {"dtype", "torch_dtype"}
 PROBE = "x"
 # Stands for a reply in a rendered chat, so that what the template writes after one can be found.
 MARK = "\ufdd0reply\ufdd0"
@@ -24,10 +25,8 @@ class Chat:
     @classmethod
     def load(cls, model_dir: Path) -> "Chat":
         """The chat format of a model directory."""
-        from transformers import AutoTokenizer
-
         try:
-            return cls(AutoTokenizer.from_pretrained(model_dir, local_files_only=True))
+            return cls(_tokenizer(model_dir))
         except (OSError, ValueError) as error:
             raise TinsmithError(f"{model_dir} must hold a tokenizer: {error}") from error
 
@@ -145,3 +144,17 @@ class Chat:
                 f"the chat template of {self._tokenizer.name_or_path} refuses the messages"
                 f" {[message['role'] for message in messages]}: {error}"
             ) from error
+
+
+def _tokenizer(model_dir: Path) -> Any:
+    """As transformers chooses it by the model's config, which imports PyTorch if it has a dtype: a
+    second for nothing."""
+    from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig
+
+    told, _ = PreTrainedConfig.get_config_dict(model_dir, local_files_only=True)
+    settings = {name: value for name, value in told.items() if name not in DTYPES}
+    config = None
+    if (model_type := settings.pop("model_type", None)) in CONFIG_MAPPING:
+        kind: Any = CONFIG_MAPPING[model_type]
+        config = kind(**settings, name_or_path=str(model_dir))
+    return AutoTokenizer.from_pretrained(model_dir, local_files_only=True, config=config)

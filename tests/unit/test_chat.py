@@ -1,8 +1,13 @@
 """The chat format: tokens of prompts and replies, and what ends a reply."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tinsmith.chat import Chat
 from tinsmith.errors import TinsmithError
@@ -96,3 +101,31 @@ def test_a_template_that_rewrites_replies_is_refused_for_a_debate():
 def test_a_quoted_text_names_no_special_token():
     chat = Chat(make_tokenizer())
     assert chat.quote("a<|im_<|im_end|>end|>b <|im_start|>user") == "ab user"
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "llama", "mistral", "not-known"])
+def test_the_tokenizer_of_a_model_is_the_one_that_transformers_chooses(
+    model_type: str, tmp_path: Path
+) -> None:
+    make_tokenizer().save_pretrained(tmp_path)
+    settings = {"model_type": model_type, "dtype": "bfloat16", "vocab_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    chosen = AutoTokenizer.from_pretrained(tmp_path)
+    loaded = Chat.load(tmp_path)._tokenizer
+    assert type(loaded) is type(chosen)
+    assert loaded.name_or_path == chosen.name_or_path
+    assert loaded.get_vocab() == chosen.get_vocab()
+
+
+def test_loading_a_tokenizer_does_not_import_pytorch(tmp_path: Path) -> None:
+    make_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "dtype": "float32"}))
+    program = (
+        "import scripts, sys; from pathlib import Path; from tinsmith.chat import Chat\n"
+        f"Chat.load(Path({str(tmp_path)!r})).prompt('two plus two')\n"
+        "print('torch._C' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False"]
