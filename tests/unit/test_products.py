@@ -38,7 +38,21 @@ def test_products_are_those_of_the_formula(library: str, dtype: torch.dtype, num
         (wide[:, 5:55], weight, None),
         (wide[:, 3:27], weight.t(), None),
         (torch.randn(50, num_rows, dtype=dtype).t(), weight, bias),
+        (weight[:9], wide[:, 5:55], None),
+        (weight[:9, :num_rows].contiguous(), wide[:, 5:55].t(), None),
     ):
         exact = x.double() @ w.double().t() + (0 if b is None else b.double())
         tolerance = 1e-5 if dtype == torch.float32 else 1e-13
         assert torch.allclose(linear(x, w, b).double(), exact, rtol=0, atol=tolerance)
+
+
+def test_onednn_is_not_asked_where_a_weight_is_a_part_of_rows(
+    library: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Such products it does without its kernels, in seconds for milliseconds."""
+    monkeypatch.setattr(products.torch.ops.mkldnn, "_linear_pointwise", lambda *_: "onednn")
+    x, wide = torch.ones(3, 4), torch.ones(5, 9)
+    for weight in (torch.ones(5, 4), torch.ones(4, 5).t()):
+        assert isinstance(linear(x, weight), str) == (library == "onednn")
+    for part in (wide[:, :4], torch.ones(9, 9)[:4, :5].t()):
+        assert linear(x, part).tolist() == [[4.0] * 5] * 3

@@ -89,11 +89,11 @@ def gate(y: Tensor) -> Tensor:
     return inner
 
 
-def gate_gradient(d_inner: Tensor, y: Tensor) -> Tensor:
-    """dy [N, 2 I] of `gate`."""
-    dy = torch.empty_like(y)
-    _run(_gate_gradient(d_inner.shape[1]), len(y), d_inner.contiguous(), y, dy)
-    return dy
+def gate_gradient(d_inner: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """dg and du [N, I] of `gate`."""
+    dg, du = d_inner.new_empty(2, *d_inner.shape)
+    _run(_gate_gradient(d_inner.shape[1]), len(y), d_inner.contiguous(), y, dg, du)
+    return dg, du
 
 
 def _run(function: Any, num_rows: int, *tensors: Tensor) -> None:
@@ -223,18 +223,18 @@ def _gate(size: int) -> Any:
 @cache
 def _gate_gradient(size: int) -> Any:
     def gate_gradient_rows(argument):
-        numbers = array(argument, 4)
+        numbers = array(argument, 5)
         n = numbers[0]
         d_inner, y = array(floats(numbers[1]), (n, size)), array(floats(numbers[2]), (n, 2, size))
-        dy = array(floats(numbers[3]), (n, 2, size))
+        dg, du = array(floats(numbers[3]), (n, size)), array(floats(numbers[4]), (n, size))
         _, start, stop = own_share(n)
         for row in range(start, stop):
             for i in range(size):
                 g, d = y[row, 0, i], d_inner[row, i]
                 sigmoid = _sigmoid(g)
                 silu = g * sigmoid
-                dy[row, 1, i] = silu * d
-                dy[row, 0, i] = d * y[row, 1, i] * (sigmoid + silu * (ONE - sigmoid))
+                du[row, i] = silu * d
+                dg[row, i] = d * y[row, 1, i] * (sigmoid + silu * (ONE - sigmoid))
 
     return compile_for_threads(gate_gradient_rows, size)
 

@@ -147,7 +147,7 @@ class _AttendOnCpu(torch.autograd.Function):
         query, key, value, output, *kept = ctx.saved_tensors
         parts, scaling, window = ctx.settings
         d_query = torch.empty_like(output)
-        d_key, d_value = (d_query.new_zeros(key.shape) for _ in range(2))
+        d_key, d_value = (d_query.new_empty(key.shape) for _ in range(2))
         for part, keeping in zip(parts, kept, strict=True):
             q, k, v = query[part.own], _seen(key, part), _seen(value, part)
             do = d_output[part.own]
@@ -163,8 +163,9 @@ class _AttendOnCpu(torch.autograd.Function):
                 dq, dk, dv = (gradient[0].transpose(0, 1) for gradient in found)
             d_query[part.own] = dq
             for gradient, own in ((d_key, dk), (d_value, dv)):
-                gradient[part.prompt] += own[: part.first_position]
-                gradient[part.own] += own[part.first_position :]
+                gradient[part.own] = own[part.first_position :]
+                if part.first_position:  # which lies before it, and so has its own already
+                    gradient[part.prompt] += own[: part.first_position]
         return d_query, d_key, d_value, None, None, None
 
 

@@ -11,9 +11,16 @@ from tinsmith.processor import processor
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b of x [N, I] and W [O, I]; like PyTorch's, but without a gradient."""
-    if x.device.type == "cpu" and x.dtype == torch.float32 and _prefers_onednn():
+    is_float32 = x.device.type == "cpu" and x.dtype == torch.float32
+    if is_float32 and _prefers_onednn() and _suits_onednn(weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+def _suits_onednn(weight: Tensor) -> bool:
+    """It refuses an empty one, and multiplies a thousand times slower by one that does not lie in
+    one piece, by rows or by columns."""
+    return weight.numel() > 0 and (weight.is_contiguous() or weight.t().is_contiguous())
 
 
 @cache

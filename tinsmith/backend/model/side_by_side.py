@@ -57,49 +57,62 @@ class SideBySide:
         self, x: Tensor, adapters: Sequence[Tensor], has_backward: bool
     ) -> tuple[Tensor, Tensor | None]:
         """y [N, O] of x [N, I] and the adapters A, B, A, B, ..., and what `backward` wants of it:
-        z = x A^T [N, sum of ranks]."""
+        z^T = A x^T [sum of ranks, N]."""
         y = linear(x, self._present_weight, self.bias)
         is_merged = self._merged is not None
         if not adapters or (is_merged and not has_backward):
             return y, None
-        z = linear(x, torch.cat(list(adapters[::2])))
-        if is_merged:
-            return y, z
-        for own, own_z, b in zip(*self._parts(adapters, y, z), adapters[1::2], strict=True):
-            own.addmm_(own_z, b.t(), alpha=self._scaling)
-        return y, z
+        zt = linear(torch.cat(list(adapters[::2])), x)
+        if not is_merged:
+            parts = y.split(self._num_outputs, 1), self._by_rank(zt, adapters), adapters[1::2]
+            for own_y, own_zt, b in zip(*parts, strict=True):
+                own_y.addmm_(own_zt.t(), b.t(), alpha=self._scaling)
+        return y, zt
 
     def backward(
-        self, dy: Tensor, x: Tensor, z: Tensor | None, adapters: Sequence[Tensor], needs_dx: bool
+        self,
+        dys: Sequence[Tensor],
+        x: Tensor,
+        zt: Tensor | None,
+        adapters: Sequence[Tensor],
+        needs_dx: bool,
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """Gradients of x, if it needs one, and of the adapters.
+        """Gradients of x, if it needs one, and of the adapters, by that of y: in one piece, or each
+        layer's by itself.
 
-        With g = s dy B: dx = dy W + g A, dA = g^T x, dB = s dy^T z.
+        With g = s dy B: dx = dy W + g A, dA = g^T x, dB = s dy^T z. Of narrow products those are
+        fastest that sum over the tokens of z^T and g^T, and a dy that lies in one piece.
         """
-        dx = linear(dy, self._present_weight.t()) if needs_dx else None
-        if z is None:
+        dx = self._input_gradient(dys) if needs_dx else None
+        if zt is None:
             return dx, []
-        g, db = torch.empty_like(z), []
-        parts = zip(*self._parts(adapters, dy, z, g), adapters[1::2], strict=True)
-        for own, own_z, own_g, b in parts:
-            torch.mm(own, b, out=own_g)
-            db.append((own.t() @ own_z).mul_(self._scaling))
-        g.mul_(self._scaling)
+        gt, db = torch.empty_like(zt), []
+        own_dys = dys if len(dys) > 1 else dys[0].split(self._num_outputs, 1)
+        by_rank = self._by_rank(zt, adapters), self._by_rank(gt, adapters)
+        for dy, own_zt, own_gt, b in zip(own_dys, *by_rank, adapters[1::2], strict=True):
+            torch.mul(linear(dy, b.t()).t(), self._scaling, out=own_gt)
+            db.append(linear(own_zt, dy.t()).t().mul(self._scaling))
         if dx is not None and self._merged is None:
-            dx.addmm_(g, torch.cat(list(adapters[::2])))
-        da = (g.t() @ x).split([a.shape[0] for a in adapters[::2]])
+            dx.addmm_(gt.t(), torch.cat(list(adapters[::2])))
+        da = self._by_rank(linear(gt, x.t()), adapters)
         return dx, [gradient for pair in zip(da, db, strict=True) for gradient in pair]
+
+    def _input_gradient(self, dys: Sequence[Tensor]) -> Tensor:
+        if len(dys) == 1:
+            return linear(dys[0], self._present_weight.t())
+        first, *others = zip(dys, self._present_weight.split(self._num_outputs), strict=True)
+        dx = linear(first[0], first[1].t())
+        for dy, weight in others:
+            dx += linear(dy, weight.t())
+        return dx
 
     @property
     def _present_weight(self) -> Tensor:
         return self.weight if self._merged is None else self._merged
 
-    def _parts(
-        self, adapters: Sequence[Tensor], y: Tensor, *of_ranks: Tensor
-    ) -> list[Sequence[Tensor]]:
-        """What each layer has of tensors [N, O] and [N, sum of ranks]."""
-        ranks = [a.shape[0] for a in adapters[::2]]
-        return [y.split(self._num_outputs, 1), *(tensor.split(ranks, 1) for tensor in of_ranks)]
+    def _by_rank(self, tensor: Tensor, adapters: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What each layer has of a tensor [sum of ranks, ...]."""
+        return tensor.split([a.shape[0] for a in adapters[::2]])
 
 
 def _stacked(weights: Sequence[nn.Parameter]) -> Tensor:
