@@ -86,9 +86,11 @@ class LocalSettings(BaseModel):
         Literal["auto"] | Positive, Rule("auto or a number above 0")
     ] = setting(
         "auto",
-        "GB (1e9 bytes) that the activations of one training micro-batch may take: where they would"
-        " take more, layers are computed again in the backward pass, and where that does not do,"
-        " the token budget is lowered; auto: half of what is free once the models are loaded",
+        "GB (1e9 bytes) that the activations of one training micro-batch may take, on a CPU with"
+        " the copy of the weights that a large request's adapter is merged into: where they would"
+        " take more, there is no copy, then layers are computed again in the backward pass, and"
+        " where that does not do, the token budget is lowered; auto: half of what is free once the"
+        " models are loaded",
     )
     grad_accum_steps: Count = setting(
         1, "the fewest micro-batches that a forward_backward is cut into, as far as it has data"

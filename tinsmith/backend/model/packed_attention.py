@@ -14,6 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tinsmith.backend.compiled import attention
+from tinsmith.backend.compiled.threads import runs_compiled
 from tinsmith.backend.model import families
 
 ATTENTION = "tinsmith_packed"
@@ -109,8 +111,8 @@ def _attend_part(
 
 
 class _AttendOnCpu(torch.autograd.Function):
-    """Each part by the faster of two ways; its result and gradients go where they belong at once,
-    which autograd would do with a pass over all tokens for each part."""
+    """Each part by the faster of the ways that there are; its result and gradients go where they
+    belong at once, which autograd would do with a pass over all tokens for each part."""
 
     @staticmethod
     def forward(
@@ -123,8 +125,9 @@ class _AttendOnCpu(torch.autograd.Function):
         window: int | None,
     ) -> Tensor:
         output = torch.empty_like(query, memory_format=torch.contiguous_format)
+        compiled, others = _ways(query, key, value, parts)
         kept = []
-        for part in parts:
+        for part in others:
             q, k, v = query[part.own], _seen(key, part), _seen(value, part)
             if _is_short(part):
                 probabilities = _probabilities(q, k, part, scaling, window)
@@ -136,8 +139,11 @@ class _AttendOnCpu(torch.autograd.Function):
                 )
                 output[part.own] = own[0].transpose(0, 1)
                 kept.append(normalizer)
+        if compiled is not None:
+            heads = attention.Heads(query, key, value, *compiled, scaling=scaling, window=window)
+            kept.append(attention.attend(heads, output))
         ctx.save_for_backward(query, key, value, output, *kept)
-        ctx.settings = parts, scaling, window
+        ctx.settings = compiled, others, scaling, window
         return output
 
     @staticmethod
@@ -145,28 +151,62 @@ class _AttendOnCpu(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (d_output,) = gradients
         query, key, value, output, *kept = ctx.saved_tensors
-        parts, scaling, window = ctx.settings
-        d_query = torch.empty_like(output)
-        d_key, d_value = (d_query.new_empty(key.shape) for _ in range(2))
-        for part, keeping in zip(parts, kept, strict=True):
+        compiled, others, scaling, window = ctx.settings
+        found = [d_output.new_empty(tensor.shape) for tensor in (query, key, value)]
+        if compiled is not None:
+            heads = attention.Heads(query, key, value, *compiled, scaling=scaling, window=window)
+            attention.attend_gradient(d_output.contiguous(), heads, output, kept.pop(), found)
+        for part, keeping in zip(others, kept, strict=True):
             q, k, v = query[part.own], _seen(key, part), _seen(value, part)
             do = d_output[part.own]
             if _is_short(part):
                 dq, dk, dv = _short_backward(do, q, k, v, keeping, scaling)
             else:
-                found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                results = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                     *_heads_first(do, q, k, v, output[part.own]),
                     keeping,
                     0.0,
                     **_options(part, window, scaling, q),
                 )
-                dq, dk, dv = (gradient[0].transpose(0, 1) for gradient in found)
-            d_query[part.own] = dq
-            for gradient, own in ((d_key, dk), (d_value, dv)):
+                dq, dk, dv = (gradient[0].transpose(0, 1) for gradient in results)
+            found[0][part.own] = dq
+            for gradient, own in zip(found[1:], (dk, dv), strict=True):
                 gradient[part.own] = own[part.first_position :]
                 if part.first_position:  # which lies before it, and so has its own already
                     gradient[part.prompt] += own[: part.first_position]
-        return d_query, d_key, d_value, None, None, None
+        return *found, None, None, None
+
+
+def _ways(
+    query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Part]
+) -> tuple[tuple[Tensor, Tensor] | None, list[Part]]:
+    """The parts that compiled functions attend for, as a table of these and where those begin that
+    share a prompt; and all others."""
+    is_compiled = runs_compiled(query) and all(
+        attention.fits(tensor) for tensor in (query, key, value)
+    )
+    rows, starts, others = [], [0], []
+    for cluster in _sharing(parts):
+        if is_compiled and all(map(_is_short, cluster)):
+            rows += [
+                (part.own.start, part.own.stop, part.prompt.start, part.prompt.stop)
+                for part in cluster
+            ]
+            starts.append(len(rows))
+        else:
+            others += cluster
+    return (torch.tensor(rows), torch.tensor(starts)) if rows else None, others
+
+
+def _sharing(parts: Sequence[Part]) -> list[list[Part]]:
+    """Each part without a prompt, with those behind it that it is the prompt of."""
+    clusters: list[list[Part]] = []
+    for part in parts:
+        if part.first_position:
+            clusters[-1].append(part)
+        else:
+            clusters.append([part])
+    return clusters
 
 
 def _is_short(part: Part) -> bool:

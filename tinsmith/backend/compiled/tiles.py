@@ -1,0 +1,109 @@
+"""Matrix products of small matrices, for use inside compiled functions: one tile of the result at a
+time, which stays in the processor's registers."""
+
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from tinsmith.backend.compiled.threads import inlined
+
+_FEATURES = llvmlite.binding.get_host_cpu_features()
+LANES = 16 if _FEATURES.get("avx512f") else 8 if _FEATURES.get("avx2") else 4
+# Of a result: as many as there are registers for, beside those of the factors.
+TILE_ROWS = 8 if LANES == 16 else 4
+TILE_COLUMNS = 2 * LANES
+FLOAT_BYTES = 4
+FUSED = ("contract",)  # a product and its sum are one operation
+
+
+def _tile(adds: bool) -> Any:
+    """C [TILE_ROWS, TILE_COLUMNS] = A B, or added to C, of A [TILE_ROWS, depth] and B [depth,
+    TILE_COLUMNS].
+
+    Addresses of their first numbers and distances in numbers: between the rows of C, between rows
+    and columns of A, and between the rows of B.
+    """
+
+    @intrinsic
+    def tile(
+        _: Any, c: Any, c_row: Any, a: Any, a_row: Any, a_column: Any, b: Any, b_row: Any,
+        depth: Any,
+    ):  # fmt: skip
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            _generate(builder, adds, *arguments)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), generate
+
+    return tile
+
+
+def _generate(
+    builder: Any, adds: bool, c: Any, c_row: Any, a: Any, a_row: Any, a_column: Any, b: Any,
+    b_row: Any, depth: Any,
+) -> None:  # fmt: skip
+    number, vector = ir.FloatType(), ir.VectorType(ir.FloatType(), LANES)
+
+    def place(kind: Any, base: Any, *steps: tuple[Any, Any]) -> Any:
+        for count, distance in steps:
+            in_bytes = builder.mul(builder.mul(count, distance), base.type(FLOAT_BYTES))
+            base = builder.add(base, in_bytes)
+        return builder.inttoptr(base, kind.as_pointer())
+
+    def constant(value: int) -> Any:
+        return c.type(value)
+
+    one = constant(1)
+    cells = [(m, n) for m in range(TILE_ROWS) for n in range(TILE_COLUMNS // LANES)]
+    sums, places = {}, {}
+    for m, n in cells:
+        places[m, n] = place(vector, c, (constant(m), c_row), (constant(n * LANES), one))
+        sums[m, n] = cgutils.alloca_once(builder, vector)
+        first = builder.load(places[m, n], align=FLOAT_BYTES) if adds else vector(None)
+        builder.store(first, sums[m, n])
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    with cgutils.for_range(builder, depth) as loop:
+        k = loop.index
+        rows = [
+            builder.load(
+                place(vector, b, (k, b_row), (constant(n * LANES), one)), align=FLOAT_BYTES
+            )
+            for n in range(TILE_COLUMNS // LANES)
+        ]
+        for m in range(TILE_ROWS):
+            factor = builder.load(place(number, a, (k, a_column), (constant(m), a_row)))
+            undefined = ir.Constant(vector, ir.Undefined)
+            single = builder.insert_element(undefined, factor, ir.IntType(32)(0))
+            spread = builder.shuffle_vector(single, undefined, lanes)
+            for n, row in enumerate(rows):
+                term = builder.fmul(spread, row, flags=FUSED)
+                total = builder.fadd(builder.load(sums[m, n]), term, flags=FUSED)
+                builder.store(total, sums[m, n])
+    for cell in cells:
+        builder.store(builder.load(sums[cell]), places[cell], align=FLOAT_BYTES)
+
+
+_written_tile, _added_tile = _tile(False), _tile(True)
+
+
+@inlined
+def multiply(c, c_row, a, a_row, a_column, b, b_row, rows, columns, depth):
+    """C [rows, columns] = A B, with addresses and distances as of a tile; rows and columns are
+    whole tiles."""
+    for m in range(0, rows, TILE_ROWS):
+        for n in range(0, columns, TILE_COLUMNS):
+            place, own_a = c + FLOAT_BYTES * (m * c_row + n), a + FLOAT_BYTES * m * a_row
+            _written_tile(place, c_row, own_a, a_row, a_column, b + FLOAT_BYTES * n, b_row, depth)
+
+
+@inlined
+def add_product(c, c_row, a, a_row, a_column, b, b_row, rows, columns, depth):
+    """As `multiply`, added to C."""
+    for m in range(0, rows, TILE_ROWS):
+        for n in range(0, columns, TILE_COLUMNS):
+            place, own_a = c + FLOAT_BYTES * (m * c_row + n), a + FLOAT_BYTES * m * a_row
+            _added_tile(place, c_row, own_a, a_row, a_column, b + FLOAT_BYTES * n, b_row, depth)
