@@ -11,14 +11,8 @@ from numba import types
 from torch import Tensor
 
 from tinsmith.backend.compiled import attention, tiles
-from tinsmith.backend.compiled.threads import (
-    REORDERING,
-    array,
-    openmp,
-    run_on_threads,
-    runs_compiled,
-)
-from tinsmith.backend.model import packed_attention
+from tinsmith.backend.compiled.threads import REORDERING, array, openmp, run_on_threads
+from tinsmith.backend.model import compiled_attention
 from tinsmith.backend.model.packed_attention import Part, attend_parts
 
 pytestmark = pytest.mark.skipif(openmp() is None, reason="PyTorch has no libgomp here")
@@ -44,7 +38,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         asked.append(len(heads.parts))
         return plain(heads, output)
 
-    monkeypatch.setattr(packed_attention.attention, "attend", attend)
+    monkeypatch.setattr(compiled_attention.attention, "attend", attend)
     return asked
 
 
@@ -157,23 +151,19 @@ def test_no_number_depends_on_threads_or_on_the_parts_beside_it(compiled: list[i
     assert compiled == [len(parts)] * 3 + [len(alone)]
 
 
-def test_long_parts_and_narrow_heads_go_another_way_beside_the_others(
-    compiled: list[int],
-) -> None:
-    """With a prompt that is long, all that goes on from it."""
-    parts = parts_of([30], [(300, (20, 20)), (20, (30,))])
+def test_long_parts_are_compiled_too_and_narrow_heads_are_not(compiled: list[int]) -> None:
+    parts = parts_of([600], [(300, (20, 250))])
     tensors = drawn(parts[-1].own.stop, (2, 1), 32)
     found = attended(tensors, parts, None)
-    assert compiled == [3]
+    assert compiled == [4]
     exact = by_hand(tensors, parts, None)
     assert torch.allclose(found.double(), exact, rtol=0, atol=4e-6)
     for own, reference in zip(gradients(found, tensors), gradients(exact, tensors), strict=True):
         assert torch.allclose(own, reference, rtol=0, atol=2e-5)
-    narrow = drawn(30, (2, 1), tiles.TILE_COLUMNS // 2)
-    assert runs_compiled(narrow[0])
+    narrow = drawn(600, (2, 1), tiles.TILE_COLUMNS // 2)
     exact = by_hand(narrow, parts[:1], None)
-    assert torch.allclose(attended(narrow, parts[:1], None).double(), exact, atol=4e-6)
-    assert compiled == [3]
+    assert torch.allclose(attended(narrow, parts[:1], None).double(), exact, rtol=0, atol=4e-6)
+    assert compiled == [4]
 
 
 @pytest.mark.parametrize("adds", [False, True])

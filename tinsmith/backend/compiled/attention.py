@@ -1,8 +1,9 @@
-"""Attention of short packed sequences on a CPU in float32, and its gradients, for training.
+"""Attention of packed sequences on a CPU in float32, and its gradients, for training.
 
-A block of queries at a time, against the keys that it may see and no others: PyTorch's products of
-many small matrices take twice the time, and compute what the mask hides. Nothing is kept of scores
-but the logarithm of each row's sum, by which the backward pass makes them again.
+A block of queries at a time, against the keys that it may see and no others: PyTorch's attention
+takes up to twice the time, as do its products of many small matrices. Nothing is kept of scores but
+the logarithm of each row's sum, by which the backward pass makes them again (Dao et al. 2022, arXiv
+2205.14135).
 """
 
 from collections.abc import Sequence
@@ -41,11 +42,22 @@ from tinsmith.backend.compiled.threads import (
 )
 from tinsmith.backend.compiled.tiles import FLOAT_BYTES, LANES, TILE_COLUMNS
 
+# Matrices of keys: values and the keys across; these both ways, and the gradients of both.
+WIDE_FORWARD, WIDE_BACKWARD = 2, 6
+
 
 def fits(heads: Tensor) -> bool:
     """Whether heads [N, heads, K] are as wide as whole tiles and lie behind each other."""
-    dim = heads.shape[2]
-    return dim % TILE_COLUMNS == 0 and heads.stride()[1:] == (dim, 1)
+    return fits_dim(heads.shape[2]) and heads.stride()[1:] == (heads.shape[2], 1)
+
+
+def fits_dim(dim: int) -> bool:
+    return dim % TILE_COLUMNS == 0
+
+
+def num_beside(num_tokens: int, dim: int) -> int:
+    """How many numbers of their own the threads have at most for sequences of so many tokens."""
+    return torch.get_num_threads() * _room_size(WIDE_BACKWARD, num_tokens + TILE_COLUMNS, dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +82,7 @@ def attend(heads: Heads, output: Tensor) -> Tensor:
     """Write what the parts' queries attend to into `output` [N, H, K]; the logarithm of each one's
     sum of exponentials [N, H]."""
     normalizers = output.new_empty(output.shape[:2])
-    _run(_forward, 2, heads, output, normalizers)
+    _run(_forward, WIDE_FORWARD, heads, output, normalizers)
     return normalizers
 
 
@@ -82,12 +94,15 @@ def attend_gradient(
     gradients: Sequence[Tensor],
 ) -> None:
     """Write the parts' gradients of query, key and value by that of what `attend` wrote."""
-    _run(_backward, 6, heads, output, normalizers, d_output, *gradients)
+    _run(_backward, WIDE_BACKWARD, heads, output, normalizers, d_output, *gradients)
+
+
+def _room_size(num_wide: int, num_keys: int, dim: int) -> int:
+    """Of a thread: so many matrices of keys, two blocks of scores and three of queries."""
+    return num_wide * num_keys * dim + 2 * BLOCK * num_keys + 3 * BLOCK * dim
 
 
 def _run(function_for: Any, num_wide: int, heads: Heads, *tensors: Tensor) -> None:
-    """With room for each thread: `num_wide` matrices of keys, two blocks of scores, three of
-    queries."""
     (n, num_queries, dim), num_keys = heads.query.shape, heads.key.shape[1]
     inputs = heads.query, heads.key, heads.value
     for tensor in inputs:
@@ -97,7 +112,7 @@ def _run(function_for: Any, num_wide: int, heads: Heads, *tensors: Tensor) -> No
     longest = int((heads.parts[:, 1::2] - starts).sum(1).max())
     width = -(-longest // TILE_COLUMNS) * TILE_COLUMNS
     threads = torch.get_num_threads()
-    size = num_wide * width * dim + 2 * BLOCK * width + 3 * BLOCK * dim
+    size = _room_size(num_wide, width, dim)
     scaling, room = heads.query.new_full((1,), heads.scaling), heads.query.new_empty(threads, size)
     numbers = [
         n, len(heads.parts), len(heads.clusters) - 1, width, size,

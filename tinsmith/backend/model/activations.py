@@ -9,6 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tinsmith.backend.compiled import attention
+from tinsmith.backend.model import compiled_attention
 from tinsmith.backend.model.adapter import lora_pairs
 from tinsmith.backend.model.base_model import BaseModel, unembedding
 from tinsmith.backend.model.forward import MAX_LOGITS
@@ -62,8 +64,10 @@ def peak_bytes(
     in front the gradients of one gated layer.
 
     In attention to packed sequences a CPU keeps `num_scores` of each head (None: as many as so
-    many tokens can have), other devices keys and values again for `num_repeated` tokens of prompts.
-    Behind the layers the states of those tokens are repeated, as is their gradient.
+    many tokens can have), or where it is compiled a number for each query, and has room for the
+    keys of one sequence in each thread; other devices keep keys and values again for
+    `num_repeated` tokens of prompts. Behind the layers the states of those tokens are repeated, as
+    is their gradient.
 
     `ranks`, the sum of those of all adapters, and `device_type` are given for a module that has
     neither adapters nor a device yet.
@@ -85,14 +89,18 @@ def peak_bytes(
     else:
         layer = 14 * width + 8 * queries + 2 * keys + 5 * inner + 2 * ranks / layers
     device_type = device_type or module.device.type
-    if device_type == "cpu" and is_wide:
+    beside = 0
+    if compiled_attention.is_for(device_type, module.dtype, head_dim):
+        attended = num_tokens * heads
+        beside = attention.num_beside(num_tokens, head_dim)
+    elif device_type == "cpu" and is_wide:
         most = num_tokens * min(num_tokens, MAX_SCORED_KEYS)
         attended = heads * (most if num_scores is None else num_scores)
     else:
         attended = num_repeated * 2 * queries
     whole = num_tokens * layer + attended
     kept = num_tokens * layers * width + whole if recomputes else layers * whole
-    passing = num_tokens * ((4 if is_by_hand else 2) * inner + 4 * width)
+    passing = num_tokens * ((4 if is_by_hand else 2) * inner + 4 * width) + beside
     passing += 2 * num_repeated * width
     size = module.dtype.itemsize
     block = MAX_LOGITS[device_type]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -14,37 +13,15 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from tinsmith.backend.compiled import attention
-from tinsmith.backend.compiled.threads import runs_compiled
-from tinsmith.backend.model import families
+from tinsmith.backend.model import compiled_attention, families
+from tinsmith.backend.model.parts import Part
 
 ATTENTION = "tinsmith_packed"
-# PyTorch's attention on a CPU is made for long sequences: from so many queries on it takes them in
-# blocks that are large enough. Fewer are faster by plain products, half the time of both passes,
-# as long as their scores, which are kept, are few.
+# Where attention is not compiled (compiled_attention.py). PyTorch's on a CPU is made for long
+# sequences: from so many queries on it takes them in blocks that are large enough. Fewer are faster
+# by plain products, half the time of both passes, as long as their scores, which are kept, are few.
 MIN_FLASH_QUERIES = 192
 MAX_SCORED_KEYS = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Where a part of a sequence lies among the packed tokens, and the prompt before it, which
-    other parts may share (none: `prompt` is empty)."""
-
-    own: slice
-    prompt: slice
-
-    @property
-    def num_queries(self) -> int:
-        return self.own.stop - self.own.start
-
-    @property
-    def first_position(self) -> int:
-        return self.prompt.stop - self.prompt.start
-
-    @property
-    def num_keys(self) -> int:
-        return self.first_position + self.num_queries
 
 
 def use_packed_attention(module: PreTrainedModel) -> None:
@@ -86,6 +63,8 @@ def attend_parts(
 ) -> Tensor:
     """Queries [N, H, K] of all parts, which lie behind each other, and keys and values [N, G, K]
     of G heads in; [N, H, K] out."""
+    if compiled_attention.takes(query, key, value):
+        return compiled_attention.attend(query, key, value, parts, scaling, window)
     if query.device.type == "cpu" and query.dtype.itemsize >= torch.float32.itemsize:
         attended = _AttendOnCpu.apply(query, key, value, parts, scaling, window)
         assert isinstance(attended, Tensor)
@@ -111,8 +90,8 @@ def _attend_part(
 
 
 class _AttendOnCpu(torch.autograd.Function):
-    """Each part by the faster of the ways that there are; its result and gradients go where they
-    belong at once, which autograd would do with a pass over all tokens for each part."""
+    """Each part by the faster of two ways; its result and gradients go where they belong at once,
+    which autograd would do with a pass over all tokens for each part."""
 
     @staticmethod
     def forward(
@@ -125,9 +104,8 @@ class _AttendOnCpu(torch.autograd.Function):
         window: int | None,
     ) -> Tensor:
         output = torch.empty_like(query, memory_format=torch.contiguous_format)
-        compiled, others = _ways(query, key, value, parts)
         kept = []
-        for part in others:
+        for part in parts:
             q, k, v = query[part.own], _seen(key, part), _seen(value, part)
             if _is_short(part):
                 probabilities = _probabilities(q, k, part, scaling, window)
@@ -139,11 +117,8 @@ class _AttendOnCpu(torch.autograd.Function):
                 )
                 output[part.own] = own[0].transpose(0, 1)
                 kept.append(normalizer)
-        if compiled is not None:
-            heads = attention.Heads(query, key, value, *compiled, scaling=scaling, window=window)
-            kept.append(attention.attend(heads, output))
         ctx.save_for_backward(query, key, value, output, *kept)
-        ctx.settings = compiled, others, scaling, window
+        ctx.settings = parts, scaling, window
         return output
 
     @staticmethod
@@ -151,62 +126,28 @@ class _AttendOnCpu(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (d_output,) = gradients
         query, key, value, output, *kept = ctx.saved_tensors
-        compiled, others, scaling, window = ctx.settings
-        found = [d_output.new_empty(tensor.shape) for tensor in (query, key, value)]
-        if compiled is not None:
-            heads = attention.Heads(query, key, value, *compiled, scaling=scaling, window=window)
-            attention.attend_gradient(d_output.contiguous(), heads, output, kept.pop(), found)
-        for part, keeping in zip(others, kept, strict=True):
+        parts, scaling, window = ctx.settings
+        d_query = torch.empty_like(output)
+        d_key, d_value = (d_query.new_empty(key.shape) for _ in range(2))
+        for part, keeping in zip(parts, kept, strict=True):
             q, k, v = query[part.own], _seen(key, part), _seen(value, part)
             do = d_output[part.own]
             if _is_short(part):
                 dq, dk, dv = _short_backward(do, q, k, v, keeping, scaling)
             else:
-                results = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                     *_heads_first(do, q, k, v, output[part.own]),
                     keeping,
                     0.0,
                     **_options(part, window, scaling, q),
                 )
-                dq, dk, dv = (gradient[0].transpose(0, 1) for gradient in results)
-            found[0][part.own] = dq
-            for gradient, own in zip(found[1:], (dk, dv), strict=True):
+                dq, dk, dv = (gradient[0].transpose(0, 1) for gradient in found)
+            d_query[part.own] = dq
+            for gradient, own in ((d_key, dk), (d_value, dv)):
                 gradient[part.own] = own[part.first_position :]
                 if part.first_position:  # which lies before it, and so has its own already
                     gradient[part.prompt] += own[: part.first_position]
-        return *found, None, None, None
-
-
-def _ways(
-    query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Part]
-) -> tuple[tuple[Tensor, Tensor] | None, list[Part]]:
-    """The parts that compiled functions attend for, as a table of these and where those begin that
-    share a prompt; and all others."""
-    is_compiled = runs_compiled(query) and all(
-        attention.fits(tensor) for tensor in (query, key, value)
-    )
-    rows, starts, others = [], [0], []
-    for cluster in _sharing(parts):
-        if is_compiled and all(map(_is_short, cluster)):
-            rows += [
-                (part.own.start, part.own.stop, part.prompt.start, part.prompt.stop)
-                for part in cluster
-            ]
-            starts.append(len(rows))
-        else:
-            others += cluster
-    return (torch.tensor(rows), torch.tensor(starts)) if rows else None, others
-
-
-def _sharing(parts: Sequence[Part]) -> list[list[Part]]:
-    """Each part without a prompt, with those behind it that it is the prompt of."""
-    clusters: list[list[Part]] = []
-    for part in parts:
-        if part.first_position:
-            clusters[-1].append(part)
-        else:
-            clusters.append([part])
-    return clusters
+        return d_query, d_key, d_value, None, None, None
 
 
 def _is_short(part: Part) -> bool:
@@ -214,7 +155,8 @@ def _is_short(part: Part) -> bool:
 
 
 def num_scores(part: Part) -> int:
-    """How many scores a head keeps of a part for its backward pass on a CPU."""
+    """How many scores a head keeps of a part for its backward pass on a CPU, if it is not
+    compiled."""
     return part.num_queries * part.num_keys if _is_short(part) else 0
 
 
