@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ from torch import Tensor
 
 import tinsmith.backend.model.score
 from tests.datums import cross_entropy_data, policy_data
+from tests.models import make_model
 from tests.packed import packed_states
 from tests.unit.test_forward import CROSS_ENTROPY, SETTINGS, adapted, gradients
 from tests.unit.test_score import LENGTHS, MESSAGES, SmallMemory
 from tests.unit.test_trainer import IMPORTANCE_SAMPLING, PLAIN
-from tinsmith.backend.model import training_layer
+from tinsmith.backend.model import compiled_attention, training_layer
 from tinsmith.backend.model.activations import peak_bytes, recomputed_layers, tokens_within
-from tinsmith.backend.model.base_model import BaseModel, backbone
+from tinsmith.backend.model.base_model import BaseModel, backbone, load_base_models
 from tinsmith.backend.model.packed_attention import attend_parts
 from tinsmith.backend.model.score import score
 from tinsmith.backend.model.trainer import Trainer
@@ -68,6 +70,22 @@ def test_the_prediction_bounds_what_autograd_keeps_and_is_near_it(
     assert all(mine >= truth for mine, truth in zip(predicted, held, strict=True))
     # By token, so that what every batch has, such as the angles of positions, does not count.
     assert (predicted[1] - predicted[0]) <= 1.7 * (held[1] - held[0])
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_the_prediction_bounds_what_compiled_attention_keeps(recomputes: bool, tmp_path: Path):
+    """It keeps no scores, which would be half of it all here."""
+    source = str(make_model(tmp_path, "qwen3", head_dim=64))
+    base = load_base_models({"wide": source}, "cpu", "float32")["wide"]
+    module = adapted(base)
+    if not compiled_attention.is_for("cpu", module.dtype, 64):
+        pytest.skip("attention is not compiled here")
+    size = 6 * 64
+    bound = peak_bytes(module, size, recomputes=recomputes) - 12 * size * base.vocabulary_size
+    held = kept_bytes(base, 6, 64, recomputes)
+    if recomputes:
+        held += kept_bytes(base, 6, 64, recomputes=False) // 2
+    assert held <= bound <= 1.7 * held
 
 
 def test_layers_that_are_computed_twice_keep_less_and_give_the_same_gradient(base: BaseModel):
