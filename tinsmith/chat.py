@@ -1,6 +1,7 @@
 """A model's chat format: text becomes prompt tokens, once, and completion tokens become text."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,8 @@ def _tokenizer(model_dir: Path) -> Any:
     told, _ = PreTrainedConfig.get_config_dict(model_dir, local_files_only=True)
     settings = {name: value for name, value in told.items() if name not in DTYPES}
     config = None
-    if (model_type := settings.pop("model_type", None)) in CONFIG_MAPPING:
-        kind: Any = CONFIG_MAPPING[model_type]
-        config = kind(**settings, name_or_path=str(model_dir))
+    if told.get("model_type") in CONFIG_MAPPING:
+        kind: Any = CONFIG_MAPPING[told["model_type"]]
+        with suppress(OSError, ValueError):  # then it is for transformers to say what to do
+            config = kind.from_dict(settings | {"name_or_path": str(model_dir)})
     return AutoTokenizer.from_pretrained(model_dir, local_files_only=True, config=config)

@@ -5,19 +5,19 @@ import importlib
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec, spec_from_loader
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-_LOCK = threading.RLock()
+_LOCK = threading.Lock()
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Import without looking for garbage, and never look for it in what was imported.
+    """Import without looking for garbage, and never look for it in what there is then.
 
     Modules stay, so that going through them again and again finds nothing; for those of PyTorch,
     transformers and PEFT together it takes a second.
@@ -48,7 +48,8 @@ def defer_import(package: str) -> None:
 
 
 class _StandIn(ModuleType):
-    """A module that becomes another one."""
+    """Has what a package has, and imports it for the first of that. Whoever imported this one keeps
+    it."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(_imported(self), name)
@@ -64,17 +65,27 @@ class _ModulesOf(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package = self._stand_in.__name__
-        is_ours = fullname.startswith(f"{package}.") and sys.modules[package] is self._stand_in
+        is_ours = fullname.startswith(f"{package}.") and sys.modules.get(package) is self._stand_in
         if not is_ours:
             return None
         _imported(self._stand_in)
-        # Out of the way, or importlib would take its spec for a newer one and run it again.
-        existing = sys.modules.pop(fullname, None)
-        return spec_from_loader(fullname, _Existing(existing)) if existing else None
+        existing = sys.modules.get(fullname)
+        return _spec_of(existing) if existing and existing.__spec__ else None
+
+
+def _spec_of(module: ModuleType) -> ModuleSpec:
+    """One by which a module that came with its package is not run again. It has to be the module's
+    own for a moment: of two, importlib takes that."""
+    own = module.__spec__
+    assert own is not None
+    spec = ModuleSpec(own.name, _Existing(module), origin=own.origin)
+    spec.submodule_search_locations = own.submodule_search_locations
+    module.__spec__ = spec
+    return spec
 
 
 class _Existing(Loader):
-    """Gives a module that came with its package, as it is."""
+    """Gives a module as it is."""
 
     def __init__(self, module: ModuleType) -> None:
         self._module, self._spec = module, module.__spec__
@@ -90,7 +101,8 @@ def _imported(stand_in: _StandIn) -> ModuleType:
     """The package itself, in the place of its stand-in."""
     name = stand_in.__name__
     with _LOCK:
-        if sys.modules.get(name) is stand_in:
+        is_first = sys.modules.get(name) is stand_in
+        if is_first:
             del sys.modules[name]
-    with uncollected():
+    with uncollected() if is_first else nullcontext():
         return importlib.import_module(name)

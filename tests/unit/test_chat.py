@@ -108,7 +108,7 @@ def test_the_tokenizer_of_a_model_is_the_one_that_transformers_chooses(
     model_type: str, tmp_path: Path
 ) -> None:
     make_tokenizer().save_pretrained(tmp_path)
-    settings = {"model_type": model_type, "dtype": "bfloat16", "vocab_size": 64}
+    settings = {"model_type": model_type, "dtype": "bfloat16", "name_or_path": "elsewhere"}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     chosen = AutoTokenizer.from_pretrained(tmp_path)
     loaded = Chat.load(tmp_path)._tokenizer

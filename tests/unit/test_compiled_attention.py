@@ -166,6 +166,22 @@ def test_long_parts_are_compiled_too_and_narrow_heads_are_not(compiled: list[int
     assert compiled == [4]
 
 
+def test_heads_that_do_not_lie_behind_each_other_go_another_way(compiled: list[int]) -> None:
+    """Of one token, whose rows are no distance apart or any."""
+    parts = parts_of([1], [])
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, heads, 1, 32)[0].transpose(0, 1) for heads in (6, 3, 3)]
+    one = [torch.randn(1, heads, 32).expand(1, heads, 32) for heads in (6, 3, 3)]
+    for given in (tensors, one):
+        found = attended(given, parts, None)
+        assert torch.allclose(found.double(), by_hand(given, parts, None), rtol=0, atol=1e-6)
+    many = [torch.randn(1, heads, 32).expand(20, heads, 32) for heads in (6, 3, 3)]
+    parts = parts_of([20], [])
+    found = attended(many, parts, None)
+    assert torch.allclose(found.double(), by_hand(many, parts, None), rtol=0, atol=4e-6)
+    assert len(compiled) <= 1, "at most what lies behind each other"
+
+
 @pytest.mark.parametrize("adds", [False, True])
 def test_tiles_multiply_what_lies_apart_and_across(adds: bool) -> None:
     rows, columns, depth = 2 * tiles.TILE_ROWS, 2 * tiles.TILE_COLUMNS, 5

@@ -52,6 +52,8 @@ def test_it_is_not_imported_before_it_is_used(folder: Path) -> None:
         "from slow.part import Part; number = slow.number; assert Part is slow.Part",
         "from slow.extra import number",
         "import sys; import slow.extra; number = sys.modules['slow'].number",
+        "import importlib.util as u; assert u.find_spec('slow.part').origin.endswith('part.py')\n"
+        "import slow.part; number = slow.number; assert slow.part.Part is slow.Part",
     ],
 )
 def test_each_way_to_use_it_imports_it_once(folder: Path, use: str) -> None:
@@ -75,6 +77,17 @@ def test_threads_that_use_it_at_once_import_it_once(folder: Path) -> None:
         "    print(*set(pool.map(lambda _: slow.number, range(64))))"
     )
     assert _said(folder, program) == ["imported", "part", "1"]
+
+
+def test_what_dies_later_is_collected(folder: Path) -> None:
+    """Whoever has the stand-in asks it again and again, which must keep nothing alive."""
+    program = (
+        f"{DEFER}import gc, weakref\nslow.number\n"
+        "class Node: pass\n"
+        "node = Node(); node.own = node; seen = weakref.ref(node); del node\n"
+        "slow.number; gc.collect(); print(seen())"
+    )
+    assert _said(folder, program) == ["imported", "part", "None"]
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "check_setup", "prepare_data", "report"])

@@ -30,6 +30,7 @@ from tinsmith.backend.compiled.blocks import (
     take,
     turn,
     weigh,
+    whole_tiles,
 )
 from tinsmith.backend.compiled.threads import (
     address,
@@ -48,7 +49,9 @@ WIDE_FORWARD, WIDE_BACKWARD = 2, 6
 
 def fits(heads: Tensor) -> bool:
     """Whether heads [N, heads, K] are as wide as whole tiles and lie behind each other."""
-    return fits_dim(heads.shape[2]) and heads.stride()[1:] == (heads.shape[2], 1)
+    _, num_heads, dim = heads.shape
+    row, *inner = heads.stride()
+    return fits_dim(dim) and row >= num_heads * dim and inner == [dim, 1]
 
 
 def fits_dim(dim: int) -> bool:
@@ -107,11 +110,14 @@ def _run(function_for: Any, num_wide: int, heads: Heads, *tensors: Tensor) -> No
     inputs = heads.query, heads.key, heads.value
     for tensor in inputs:
         assert tensor.shape[2] == dim
-        assert tensor.stride()[1:] == (dim, 1)
+        assert fits(tensor)
     starts = heads.parts[:, ::2]
     longest = int((heads.parts[:, 1::2] - starts).sum(1).max())
     width = -(-longest // TILE_COLUMNS) * TILE_COLUMNS
-    threads = torch.get_num_threads()
+    num_tasks = num_keys * (
+        len(heads.parts) if function_for is _forward else len(heads.clusters) - 1
+    )
+    threads = min(torch.get_num_threads(), num_tasks)
     size = _room_size(num_wide, width, dim)
     scaling, room = heads.query.new_full((1,), heads.scaling), heads.query.new_empty(threads, size)
     numbers = [
@@ -155,9 +161,10 @@ def _forward(num_queries: int, num_keys: int, dim: int) -> Any:
         for task in range(start, stop):
             part, g = parts[task % num_parts], task // num_parts
             begin, first = part[0], part[3] - part[2]
-            gather(keys, g, part, v)
-            turn(v, across)
-            gather(values, g, part, v)
+            own_v = v[: whole_tiles(first + part[1] - begin)]
+            gather(keys, g, part, own_v)
+            turn(own_v, across)
+            gather(values, g, part, own_v)
             for h in range(g * sharing, (g + 1) * sharing):
                 for i in range(begin, part[1], BLOCK):
                     count, position = min(BLOCK, part[1] - i), first + i - begin
@@ -217,12 +224,13 @@ def _backward(num_queries: int, num_keys: int, dim: int) -> Any:
             for number in range(clusters[cluster], clusters[cluster + 1]):
                 part = parts[number]
                 begin, first = part[0], part[3] - part[2]
-                gather(keys, g, part, k)
-                turn(k, across)
-                gather(values, g, part, v)
-                turn(v, values_across)
-                clear(dk)
-                clear(dv)
+                own = whole_tiles(first + part[1] - begin)
+                gather(keys, g, part, k[:own])
+                turn(k[:own], across)
+                gather(values, g, part, v[:own])
+                turn(v[:own], values_across)
+                clear(dk[:own])
+                clear(dv[:own])
                 for h in range(g * sharing, (g + 1) * sharing):
                     for i in range(begin, part[1], BLOCK):
                         count, position = min(BLOCK, part[1] - i), first + i - begin

@@ -1,4 +1,4 @@
-"""Steps of attention to short sequences by blocks of queries, for use in compiled functions.
+"""Steps of attention to packed sequences by blocks of queries, for use in compiled functions.
 
 A block of queries is [BLOCK, K], its scores [BLOCK, keys]. A row may see the keys from `bottom` to
 `top`; those from `low` to `high` are whole tiles that contain them.
@@ -64,6 +64,7 @@ def clear(rows):
 
 @inlined
 def turn(rows, columns):
+    """Rows as the first columns."""
     for j in range(rows.shape[0]):
         for d in range(rows.shape[1]):
             columns[d, j] = rows[j, d]
@@ -82,8 +83,13 @@ def take(heads, h, start, count, factor, block):
 def seen(position, count, window):
     """From and to which key, in whole tiles, `count` queries from a position on see any."""
     low = max(0, position - window + 1)
-    low -= low % TILE_COLUMNS
-    return low, -(-(position + count) // TILE_COLUMNS) * TILE_COLUMNS
+    return low - low % TILE_COLUMNS, whole_tiles(position + count)
+
+
+@inlined
+def whole_tiles(size):
+    """As many columns or more, in whole tiles."""
+    return -(-size // TILE_COLUMNS) * TILE_COLUMNS
 
 
 @inlined

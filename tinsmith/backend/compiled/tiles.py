@@ -3,16 +3,16 @@ time, which stays in the processor's registers."""
 
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 from tinsmith.backend.compiled.threads import inlined
 
-_FEATURES = llvmlite.binding.get_host_cpu_features()
-LANES = 16 if _FEATURES.get("avx512f") else 8 if _FEATURES.get("avx2") else 4
+_FEATURES = get_host_cpu_features().split(",")
+LANES = 16 if "+avx512f" in _FEATURES else 8 if "+avx2" in _FEATURES else 4
 # Of a result: as many as there are registers for, beside those of the factors.
 TILE_ROWS = 8 if LANES == 16 else 4
 TILE_COLUMNS = 2 * LANES

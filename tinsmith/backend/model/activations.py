@@ -90,7 +90,7 @@ def peak_bytes(
         layer = 14 * width + 8 * queries + 2 * keys + 5 * inner + 2 * ranks / layers
     device_type = device_type or module.device.type
     beside = 0
-    if compiled_attention.is_for(device_type, module.dtype, head_dim):
+    if is_by_hand and compiled_attention.is_for(device_type, module.dtype, head_dim):
         attended = num_tokens * heads
         beside = attention.num_beside(num_tokens, head_dim)
     elif device_type == "cpu" and is_wide:

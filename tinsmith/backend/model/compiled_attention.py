@@ -67,6 +67,13 @@ class _Attend(torch.autograd.Function):
 def _tables(parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
     """Where each part and its prompt begin and end, and the numbers of those without a prompt,
     which lie before all that go on from them."""
-    rows = [(part.own.start, part.own.stop, part.prompt.start, part.prompt.stop) for part in parts]
-    firsts = [i for i, part in enumerate(parts) if not part.first_position]
+    rows, firsts = [], []
+    for i, part in enumerate(parts):
+        own, prompt = part.own, part.prompt
+        if not part.first_position:
+            firsts.append(i)
+        else:
+            before = parts[firsts[-1]].own
+            assert before.start <= prompt.start <= prompt.stop <= before.stop
+        rows.append((own.start, own.stop, prompt.start, prompt.stop))
     return torch.tensor(rows), torch.tensor([*firsts, len(parts)])
