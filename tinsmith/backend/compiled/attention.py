@@ -85,7 +85,7 @@ def attend(heads: Heads, output: Tensor) -> Tensor:
     """Write what the parts' queries attend to into `output` [N, H, K]; the logarithm of each one's
     sum of exponentials [N, H]."""
     normalizers = output.new_empty(output.shape[:2])
-    _run(_forward, WIDE_FORWARD, heads, output, normalizers)
+    _run(_forward, WIDE_FORWARD, len(heads.parts), heads, output, normalizers)
     return normalizers
 
 
@@ -97,7 +97,9 @@ def attend_gradient(
     gradients: Sequence[Tensor],
 ) -> None:
     """Write the parts' gradients of query, key and value by that of what `attend` wrote."""
-    _run(_backward, WIDE_BACKWARD, heads, output, normalizers, d_output, *gradients)
+    num_clusters = len(heads.clusters) - 1
+    tensors = (output, normalizers, d_output, *gradients)
+    _run(_backward, WIDE_BACKWARD, num_clusters, heads, *tensors)
 
 
 def _room_size(num_wide: int, num_keys: int, dim: int) -> int:
@@ -105,7 +107,9 @@ def _room_size(num_wide: int, num_keys: int, dim: int) -> int:
     return num_wide * num_keys * dim + 2 * BLOCK * num_keys + 3 * BLOCK * dim
 
 
-def _run(function_for: Any, num_wide: int, heads: Heads, *tensors: Tensor) -> None:
+def _run(function_for: Any, num_wide: int, num_tasks: int, heads: Heads, *tensors: Tensor) -> None:
+    """By a function whose threads have so many matrices of keys, and so many tasks for each head
+    of the keys between them."""
     (n, num_queries, dim), num_keys = heads.query.shape, heads.key.shape[1]
     inputs = heads.query, heads.key, heads.value
     for tensor in inputs:
@@ -114,10 +118,7 @@ def _run(function_for: Any, num_wide: int, heads: Heads, *tensors: Tensor) -> No
     starts = heads.parts[:, ::2]
     longest = int((heads.parts[:, 1::2] - starts).sum(1).max())
     width = -(-longest // TILE_COLUMNS) * TILE_COLUMNS
-    num_tasks = num_keys * (
-        len(heads.parts) if function_for is _forward else len(heads.clusters) - 1
-    )
-    threads = min(torch.get_num_threads(), num_tasks)
+    threads = min(torch.get_num_threads(), num_tasks * num_keys)
     size = _room_size(num_wide, width, dim)
     scaling, room = heads.query.new_full((1,), heads.scaling), heads.query.new_empty(threads, size)
     numbers = [

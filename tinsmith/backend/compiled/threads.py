@@ -46,7 +46,12 @@ def openmp() -> ctypes.CDLL | None:
 
 def runs_compiled(x: Tensor) -> bool:
     """Whether compiled functions take a tensor of this kind."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and openmp() is not None
+    return runs_compiled_for(x.device.type, x.dtype)
+
+
+def runs_compiled_for(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether they take tensors of a device and a dtype."""
+    return device_type == "cpu" and dtype == torch.float32 and openmp() is not None
 
 
 def compile_for_threads(function: Callable[[Any], None], *shape: int) -> Any:

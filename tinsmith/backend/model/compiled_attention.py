@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tinsmith.backend.compiled import attention
-from tinsmith.backend.compiled.threads import openmp, runs_compiled
+from tinsmith.backend.compiled.threads import runs_compiled, runs_compiled_for
 from tinsmith.backend.model.parts import Part
 
 
@@ -19,25 +19,12 @@ def takes(*heads: Tensor) -> bool:
 
 def is_for(device_type: str, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether a model's will be."""
-    is_float32 = device_type == "cpu" and dtype == torch.float32
-    return is_float32 and openmp() is not None and attention.fits_dim(head_dim)
+    return runs_compiled_for(device_type, dtype) and attention.fits_dim(head_dim)
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    parts: Sequence[Part],
-    scaling: float,
-    window: int | None,
-) -> Tensor:
+class AttendCompiled(torch.autograd.Function):
     """[N, H, K] of queries [N, H, K] of all parts, keys and values [N, G, K]."""
-    attended = _Attend.apply(query, key, value, parts, scaling, window)
-    assert isinstance(attended, Tensor)
-    return attended
 
-
-class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,

@@ -13,7 +13,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from tinsmith.backend.model import compiled_attention, families
+from tinsmith.backend.model import families
+from tinsmith.backend.model.compiled_attention import AttendCompiled, takes
 from tinsmith.backend.model.parts import Part
 
 ATTENTION = "tinsmith_packed"
@@ -63,10 +64,9 @@ def attend_parts(
 ) -> Tensor:
     """Queries [N, H, K] of all parts, which lie behind each other, and keys and values [N, G, K]
     of G heads in; [N, H, K] out."""
-    if compiled_attention.takes(query, key, value):
-        return compiled_attention.attend(query, key, value, parts, scaling, window)
     if query.device.type == "cpu" and query.dtype.itemsize >= torch.float32.itemsize:
-        attended = _AttendOnCpu.apply(query, key, value, parts, scaling, window)
+        function = AttendCompiled if takes(query, key, value) else _AttendOnCpu
+        attended = function.apply(query, key, value, parts, scaling, window)
         assert isinstance(attended, Tensor)
         return attended
     # Split at once, so that their gradients are put together in one pass.
