@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from tinsmith import SET_BEFORE, __version__
 from tinsmith.errors import TinsmithError
+from tinsmith.heap import keep_freed_memory
 from tinsmith.imports import uncollected
 from tinsmith.settings import (
     LocalSettings,
@@ -107,6 +108,7 @@ def _show(arguments: argparse.Namespace) -> None:
 def _serve(arguments: argparse.Namespace) -> None:
     api_key, is_generated = _api_key(arguments.api_key)
     settings, origins = _settings(arguments, api_key)
+    keep_freed_memory()
     with uncollected():  # torch is imported here, after bad options are said
         from tinsmith.backend.replaying import serve_recording
         from tinsmith.backend.server import serve

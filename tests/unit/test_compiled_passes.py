@@ -61,7 +61,7 @@ def test_heads_and_their_gradient_are_those_of_autograd(has_norm: bool):
     heads, rotation, norm = drawn(has_norm)
     rotation = [angles[:, None] for angles in rotation]
     num_rotated = QUERIES + KEYS
-    d_rotated, d_others = torch.randn(heads.shape).split([num_rotated, KEYS], 1)
+    gradients = torch.randn(heads.shape).split([QUERIES, KEYS, KEYS], 1)
 
     def formula(heads: Tensor) -> Tensor:
         cos, signed_sin = (angles.double() for angles in rotation)
@@ -74,14 +74,14 @@ def test_heads_and_their_gradient_are_those_of_autograd(has_norm: bool):
     def rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return passes.rotate_heads(heads, (cos, sin), norm, num_rotated)[0]
 
-    def gradient(heads: Tensor, first: Tensor, others: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def gradient(heads: Tensor, cos: Tensor, sin: Tensor, *gradients: Tensor) -> Tensor:
         r = passes.rotate_heads(heads, (cos, sin), norm, num_rotated)[1]
-        return passes.heads_gradient(first, others, heads, (cos, sin), norm, r)
+        return passes.heads_gradient(gradients, heads, (cos, sin), norm, r)
 
     exact = formula(heads.double())
     assert_each_rows_own(rotated, (heads, *rotation), exact[:, :num_rotated])
-    exact = exact_gradient(formula, heads, torch.cat([d_rotated, d_others], 1))
-    assert_each_rows_own(gradient, (heads, d_rotated, d_others, *rotation), exact)
+    exact = exact_gradient(formula, heads, torch.cat(gradients, 1))
+    assert_each_rows_own(gradient, (heads, *rotation, *gradients), exact)
 
 
 def test_the_gated_layers_inner_and_its_gradient_are_those_of_autograd():

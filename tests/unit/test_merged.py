@@ -5,11 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tests.datums import cross_entropy_data
 from tests.unit.test_forward import CROSS_ENTROPY, adapted, gradients
 from tests.unit.test_shared_prompts import in_dtype
+from tinsmith.backend.model import products
 from tinsmith.backend.model import score as scoring
 from tinsmith.backend.model.activations import peak_bytes
 from tinsmith.backend.model.adapter import lora_pairs
@@ -17,6 +19,7 @@ from tinsmith.backend.model.base_model import BaseModel, backbone
 from tinsmith.backend.model.fused_lora import FusedLoraLinear
 from tinsmith.backend.model.merged import (
     MIN_TOKENS,
+    _adapted,
     can_merge,
     merged_adapters,
     merged_bytes,
@@ -26,6 +29,7 @@ from tinsmith.backend.model.packed_attention import num_scores
 from tinsmith.backend.model.score import score
 from tinsmith.backend.model.shared_prompts import find_groups, pack
 from tinsmith.backend.model.side_by_side import SideBySide
+from tinsmith.backend.model.training_layer import TrainingLayer
 
 LENGTHS = (30, 60, 40)
 
@@ -35,8 +39,12 @@ def merged(monkeypatch: pytest.MonkeyPatch) -> list[SideBySide]:
     """What is merged, in order."""
     found: list[SideBySide] = []
 
-    def merge(product: SideBySide, plain: Callable[[SideBySide], None] = SideBySide.merge) -> None:
-        plain(product)
+    def merge(
+        product: SideBySide,
+        has_backward: bool,
+        plain: Callable[[SideBySide, bool], None] = SideBySide.merge,
+    ) -> None:
+        plain(product, has_backward)
         found.append(product)
 
     monkeypatch.setattr(SideBySide, "merge", merge)
@@ -93,7 +101,7 @@ def test_the_bases_weights_stay_and_merged_ones_do_not_whatever_happens(
         seen.extend(product._merged is not None for product in merged)
         raise KeyError("midway")
 
-    with pytest.raises(KeyError), merged_adapters(module):
+    with pytest.raises(KeyError), merged_adapters(module, has_backward=True):
         fail()
     assert seen == [True] * (2 * 4 + 1)
     assert all(product._merged is None for product in merged[:-1])
@@ -124,17 +132,50 @@ def test_merged_weights_are_part_of_the_memory_that_a_request_may_take(
     rows = [datum.tokens for datum in data]
     scores = sum(num_scores(part) for part in pack(rows, find_groups(rows, True)).parts)
     peak = peak_bytes(module, sum(LENGTHS), recomputes=False, num_scores=scores)
-    memory_bytes = peak + merged_bytes(module) - missing
+    memory_bytes = peak + merged_bytes(module, has_backward=True) - missing
     score(module, data, CROSS_ENTROPY, sum(LENGTHS), False, memory_bytes=memory_bytes)
     assert bool(merged) == (missing == 0)
-    assert merged_bytes(module) == sum(product.weight.nbytes for product in merged) or missing
+
+
+@pytest.mark.parametrize("has_backward", [True, False])
+@pytest.mark.parametrize("is_packed", [torch.backends.mkldnn.is_available(), False])
+def test_merged_weights_take_what_is_said_of_them(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, is_packed: bool, has_backward: bool
+):
+    """Packed ones exist once for each way; of those that are not, one way is a view."""
+    monkeypatch.setattr(products, "_prefers_onednn", lambda: is_packed)
+    module = adapted(base)
+    parts = [product for layer in _adapted(module) for product in layer.products()]
+    once = sum(product.weight.nbytes for product in parts)
+    passing = max(product.weight.nbytes for product in parts)
+    expected = once * (1 + has_backward) + passing if is_packed else once
+    assert merged_bytes(module, has_backward) == expected
+    with merged_adapters(module, has_backward):
+        weights = [product._present for layer in _adapted(module) for product in merged_of(layer)]
+        assert all(one.forward.is_mkldnn == is_packed for one in weights)
+        assert all(len(one.backward) == 0 for one in weights) == (not has_backward)
+        tensors = [tensor for one in weights for tensor in (one.forward, *one.backward)]
+        assert sum(map(own_bytes, tensors)) == expected - (passing if is_packed else 0)
+
+
+def merged_of(layer: TrainingLayer | FusedLoraLinear) -> list[SideBySide]:
+    if isinstance(layer, TrainingLayer):
+        return layer.products()
+    assert layer._merged_product is not None
+    return [layer._merged_product]
+
+
+def own_bytes(tensor: Tensor) -> int:
+    """What a tensor takes that is not another one seen across."""
+    is_own = tensor.is_mkldnn or tensor.is_contiguous()
+    return tensor.numel() * tensor.element_size() if is_own else 0
 
 
 def test_where_memory_does_not_hold_merged_weights_a_request_goes_on_without(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ):
     data = cross_entropy_data(seed=1, lengths=LENGTHS)
-    monkeypatch.setattr(SideBySide, "merge", lambda _: fail_for_memory())
+    monkeypatch.setattr(SideBySide, "merge", lambda *_: fail_for_memory())
     found = score(adapted(base), data, CROSS_ENTROPY, 64, False)
     monkeypatch.setattr(scoring, "pays_to_merge", lambda *_: False)
     assert found.loss == score(adapted(base), data, CROSS_ENTROPY, 64, False).loss

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tinsmith.backend.model import products
-from tinsmith.backend.model.products import linear
+from tinsmith.backend.model.products import linear, packed
 
 LIBRARIES = {"Intel(R) Xeon(R)": "mkl", "AMD EPYC": "onednn"}
 
@@ -56,3 +56,23 @@ def test_onednn_is_not_asked_where_a_weight_is_a_part_of_rows(
         assert isinstance(linear(x, weight), str) == (library == "onednn")
     for part in (wide[:, :4], torch.ones(9, 9)[:4, :5].t()):
         assert linear(x, part).tolist() == [[4.0] * 5] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_rows", [0, 1, 37])
+def test_products_of_packed_weights_are_those_of_the_formula(
+    library: str, dtype: torch.dtype, num_rows: int
+):
+    """Where oneDNN is not the one that multiplies, they are the weights themselves."""
+    torch.manual_seed(0)
+    x, bias = torch.randn(num_rows, 50, dtype=dtype), torch.randn(24, dtype=dtype)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-13
+    for weight in (torch.randn(24, 50, dtype=dtype), torch.randn(50, 24, dtype=dtype).t()):
+        once = packed(weight)
+        assert once.is_mkldnn == (library == "onednn" and dtype == torch.float32)
+        for b in (None, bias):
+            exact = x.double() @ weight.double().t() + (0 if b is None else b.double())
+            assert torch.allclose(linear(x, once, b).double(), exact, rtol=0, atol=tolerance)
+    part = torch.randn(24, 60, dtype=dtype)[:, :50]
+    assert packed(part) is part
+    assert linear(x, packed(part[:0])).shape == (num_rows, 0)

@@ -99,7 +99,7 @@ def test_states_and_gradients_are_those_of_plain_transformers_in_float64(
         pairs[name] = tuple(side.detach().double().requires_grad_() for side in (a, b))
     rows = some_rows()
     expected = references(model, pairs, rows)
-    with merged_adapters(module) if is_merged else nullcontext():
+    with merged_adapters(module, has_backward=True) if is_merged else nullcontext():
         mine = packed_states(module, rows)
         directions = [torch.randn(state.shape, dtype=torch.float64) for state in expected]
         for states in (expected, mine):

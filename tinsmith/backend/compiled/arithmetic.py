@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from tinsmith.backend.compiled.threads import inlined
 
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO, ONE, NOTHING = np.float32(0), np.float32(1), np.float32(-np.inf)
 # Of e^x, as Cephes has them (expf): ln 2 in two parts, and a polynomial of the rest.
 LOG2_E, LN2_HIGH, LN2_LOW = (
     np.float32(x) for x in (1.44269504088896341, 0.693359375, -2.12194440e-4)
@@ -52,6 +52,32 @@ def exp(x: Any) -> Any:
     r = x - n * LN2_HIGH - n * LN2_LOW
     polynomial = ((((P0 * r + P1) * r + P2) * r + P3) * r + P4) * r + P5
     return (polynomial * r * r + r + ONE) * _two_to(shifted)  # pyright: ignore[reportCallIssue]
+
+
+@intrinsic
+def _ordered(_: Any, x: Any):
+    """A float32's bits as a whole number, the larger the larger it is; and back, if it is
+    given a whole number."""
+    whole, real = ir.IntType(32), ir.FloatType()
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        is_real = isinstance(signature.args[0], types.Float)
+        bits = builder.bitcast(arguments[0], whole) if is_real else arguments[0]
+        # Of negative ones all but the sign are turned over.
+        turned = builder.and_(builder.ashr(bits, whole(31)), whole(0x7FFFFFFF))
+        bits = builder.xor(bits, turned)
+        return bits if is_real else builder.bitcast(bits, real)
+
+    return (types.int32 if isinstance(x, types.Float) else types.float32)(x), generate
+
+
+@inlined
+def largest(x):
+    """Of float32 numbers, many at a time: as whole numbers, of which none is incomparable."""
+    top = _ordered(NOTHING)
+    for i in range(len(x)):
+        top = max(top, _ordered(x[i]))
+    return _ordered(top)
 
 
 @inlined

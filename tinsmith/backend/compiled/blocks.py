@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from tinsmith.backend.compiled.arithmetic import ONE, ZERO, exp
+from tinsmith.backend.compiled.arithmetic import ONE, ZERO, exp, largest
 from tinsmith.backend.compiled.threads import inlined
 from tinsmith.backend.compiled.tiles import (
     FLOAT_BYTES,
@@ -19,7 +19,6 @@ from tinsmith.backend.compiled.tiles import (
 )
 
 BLOCK = 16
-NOTHING = np.float32(-np.inf)
 assert BLOCK % TILE_ROWS == TILE_COLUMNS % TILE_ROWS == 0
 
 
@@ -96,18 +95,16 @@ def whole_tiles(size):
 def soften(scores, low, bottom, top, high):
     """Their softmax from bottom to top, zeros elsewhere; the logarithm of the sum."""
     visible = scores[bottom:top]
-    largest, total = NOTHING, ZERO
+    highest, total = largest(visible), ZERO
     for j in range(len(visible)):
-        largest = visible[j] if visible[j] > largest else largest
-    for j in range(len(visible)):
-        visible[j] = exp(visible[j] - largest)
+        visible[j] = exp(visible[j] - highest)
     for j in range(len(visible)):
         total += visible[j]
     share = ONE / total
     for j in range(len(visible)):
         visible[j] *= share
     hide(scores, low, bottom, top, high)
-    return largest + np.float32(math.log(total))
+    return highest + np.float32(math.log(total))
 
 
 @inlined

@@ -1,6 +1,7 @@
 """What a layer does between its products to each token by itself, on a CPU in float32, and the
 gradients of it. Each is one pass over its numbers: what it takes is the time of memory."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -62,23 +63,23 @@ def rotate_heads(
 
 
 def heads_gradient(
-    d_rotated: Tensor,
-    d_others: Tensor,
+    gradients: Sequence[Tensor],
     heads: Tensor,
     rotation: tuple[Tensor, Tensor],
     norm: tuple[Tensor, float] | None,
     r: Tensor,
 ) -> Tensor:
-    """That of `heads` [N, H, K] by those of what `rotate_heads` made of the first of them, and of
-    the others."""
+    """That of `heads` [N, H, K] by those of queries and keys, which `rotate_heads` made of the
+    first of them, and of values, the others."""
     n, num_heads, dim = heads.shape
     gradient = torch.empty_like(heads)
     weight = heads.new_ones(1) if norm is None else norm[0]
     cos, sin = (angles.contiguous() for angles in rotation)
-    gradients = d_rotated.contiguous(), d_others.contiguous()
-    assert gradients[0].shape[1] + gradients[1].shape[1] == num_heads
-    function = _heads_gradient(num_heads, d_rotated.shape[1], dim, norm is not None)
-    _run(function, n, *gradients, heads, cos, sin, weight, r, gradient)
+    given = [tensor.contiguous() for tensor in gradients]
+    num_queries, num_keys, num_values = (tensor.shape[1] for tensor in given)
+    assert num_queries + num_keys + num_values == num_heads
+    function = _heads_gradient(num_queries, num_keys, num_values, dim, norm is not None)
+    _run(function, n, *given, heads, cos, sin, weight, r, gradient)
     return gradient
 
 
@@ -169,33 +170,39 @@ def _rotator(num_heads: int, num_rotated: int, dim: int, has_norm: bool) -> Any:
 
 
 @cache
-def _heads_gradient(num_heads: int, num_rotated: int, dim: int, has_norm: bool) -> Any:
-    num_others = num_heads - num_rotated
+def _heads_gradient(
+    num_queries: int, num_keys: int, num_values: int, dim: int, has_norm: bool
+) -> Any:
+    num_rotated = num_queries + num_keys
+    num_heads = num_rotated + num_values
 
     def heads_gradient_rows(argument):
-        numbers = array(argument, 9)
+        numbers = array(argument, 10)
         n = numbers[0]
-        d_rotated = array(floats(numbers[1]), (n, num_rotated, dim))
-        d_others = array(floats(numbers[2]), (n, num_others, dim))
-        heads = array(floats(numbers[3]), (n, num_heads, dim))
-        cos, sin = array(floats(numbers[4]), (n, dim)), array(floats(numbers[5]), (n, dim))
-        weight = array(floats(numbers[6]), (num_rotated, dim))
-        factors = array(floats(numbers[7]), (n, num_rotated))
-        gradient = array(floats(numbers[8]), (n, num_heads, dim))
+        d_queries = array(floats(numbers[1]), (n, num_queries, dim))
+        d_keys = array(floats(numbers[2]), (n, num_keys, dim))
+        d_values = array(floats(numbers[3]), (n, num_values, dim))
+        heads = array(floats(numbers[4]), (n, num_heads, dim))
+        cos, sin = array(floats(numbers[5]), (n, dim)), array(floats(numbers[6]), (n, dim))
+        weight = array(floats(numbers[7]), (num_rotated, dim))
+        factors = array(floats(numbers[8]), (n, num_rotated))
+        gradient = array(floats(numbers[9]), (n, num_heads, dim))
         _, start, stop = own_share(n)
         for row in range(start, stop):
             for h in range(num_rotated):
                 place = gradient[row, h]
-                _rotate_back(d_rotated[row, h], cos[row], sin[row], place)
+                d = d_queries[row, h] if h < num_queries else d_keys[row, h - num_queries]
+                _rotate_back(d, cos[row], sin[row], place)
                 if has_norm:
                     x, factor = heads[row, h], factors[row, h]
                     along = _along(place, weight[h], x, factor)
                     for i in range(dim):
                         place[i] = place[i] * weight[h, i] * factor - x[i] * along
-            for h in range(num_others):
-                gradient[row, num_rotated + h] = d_others[row, h]
+            for h in range(num_values):
+                gradient[row, num_rotated + h] = d_values[row, h]
 
-    return compile_for_threads(heads_gradient_rows, num_heads, num_rotated, dim, has_norm)
+    shape = num_queries, num_keys, num_values, dim, has_norm
+    return compile_for_threads(heads_gradient_rows, *shape)
 
 
 @inlined

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from tinsmith.backend.model.base_model import backbone, unembed, unembedding
+from tinsmith.backend.model.chosen_logprobs import chosen_logprobs
 from tinsmith.backend.model.datums import Datum
 from tinsmith.backend.model.loss_choice import LossChoice
 from tinsmith.backend.model.shared_prompts import Group, find_groups, pack, packed_hidden_states
@@ -189,28 +188,4 @@ def _block_size(module: PreTrainedModel) -> int:
 
 def _block_logprobs(module: PreTrainedModel, hidden_ND: Tensor, targets: Tensor) -> Tensor:
     targets_NK = targets[:, None] if targets.dim() == 1 else targets
-    logprobs_NK = _ChosenLogprobs.apply(unembed(module, hidden_ND), targets_NK)
-    assert isinstance(logprobs_NK, Tensor)
-    return logprobs_NK.view(targets.shape)
-
-
-class _ChosenLogprobs(torch.autograd.Function):
-    """log softmax(logits)[target], [N, K]; d/dlogits of target k = onehot(k) - softmax(logits).
-
-    Autograd's own backward of `gather` and `log_softmax` passes over the logits twice as often.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, targets_NK: Tensor) -> Tensor:
-        logprobs_NV = torch.log_softmax(logits_NV, dim=1)
-        ctx.save_for_backward(logprobs_NV, targets_NK)
-        return logprobs_NV.gather(1, targets_NK)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient_NK,) = gradients
-        logprobs_NV, targets_NK = ctx.saved_tensors
-        result_NV = logprobs_NV.exp().mul_(-gradient_NK.sum(1, keepdim=True))
-        result_NV.scatter_add_(1, targets_NK, gradient_NK)
-        return result_NV, None
+    return chosen_logprobs(unembed(module, hidden_ND), targets_NK).view(targets.shape)

@@ -28,10 +28,13 @@ class FusedLoraLinear(Linear):
         y = _Adapted.apply(product, x.reshape(-1, x.shape[-1]), torch.is_grad_enabled(), a, b)
         return y.view(*x.shape[:-1], y.shape[-1])  # pyright: ignore[reportOptionalMemberAccess]
 
-    def merge_adapters(self) -> None:
+    def products(self) -> list[SideBySide]:
+        return [SideBySide([self])]
+
+    def merge_adapters(self, has_backward: bool) -> None:
         """Compute by W + s B A, as they are now, until `unmerge_adapters`."""
-        self._merged_product = SideBySide([self])
-        self._merged_product.merge()
+        [self._merged_product] = self.products()
+        self._merged_product.merge(has_backward)
 
     def unmerge_adapters(self) -> None:
         self._merged_product = None

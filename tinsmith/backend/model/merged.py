@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from tinsmith.backend.model.activations import is_out_of_memory
 from tinsmith.backend.model.fused_lora import FusedLoraLinear
+from tinsmith.backend.model.products import suits_onednn
 from tinsmith.backend.model.training_layer import TrainingLayer
 
 # Of its width, from which on a model's request takes less time with merged weights: making them
@@ -28,35 +28,41 @@ def pays_to_merge(module: PreTrainedModel, num_tokens: int) -> bool:
     return num_tokens >= MIN_TOKENS * module.config.get_text_config().hidden_size
 
 
-def merged_bytes(module: PreTrainedModel) -> int:
-    """What `merged_adapters` takes."""
-    adapted = (layer for layer in module.modules() if isinstance(layer, LoraLayer))
-    weights = (layer.get_base_layer().weight for layer in adapted)
-    return sum(weight.nbytes for weight in weights if isinstance(weight, torch.Tensor))
+def merged_bytes(module: PreTrainedModel, has_backward: bool) -> int:
+    """What `merged_adapters` takes at most: a product's weights exist once more until they are
+    packed."""
+    products = [product for layer in _adapted(module) for product in layer.products()]
+    kept = sum(product.merged_bytes(has_backward) for product in products)
+    passing = (product.weight.nbytes for product in products if suits_onednn(product.weight))
+    return kept + max(passing, default=0)
 
 
 @contextmanager
-def merged_adapters(module: PreTrainedModel) -> Iterator[None]:
+def merged_adapters(module: PreTrainedModel, has_backward: bool) -> Iterator[None]:
     """Within the block the adapted layers compute by W + s B A of the adapters as they are now."""
-    by_hand = [layer for layer in module.modules() if isinstance(layer, TrainingLayer)]
-    inside = {id(part) for layer in by_hand for part in layer.modules()}
-    alone = (layer for layer in module.modules() if isinstance(layer, FusedLoraLinear))
-    layers = [*by_hand, *(layer for layer in alone if id(layer) not in inside)]
+    layers = _adapted(module)
     try:
         for layer in layers:
-            layer.merge_adapters()
+            layer.merge_adapters(has_backward)
         yield
     finally:
         for layer in layers:
             layer.unmerge_adapters()
 
 
-def enter_merged(module: PreTrainedModel, stack: ExitStack) -> bool:
+def enter_merged(module: PreTrainedModel, has_backward: bool, stack: ExitStack) -> bool:
     """Enter `merged_adapters` on the stack; false where memory does not hold them."""
     try:
-        stack.enter_context(merged_adapters(module))
+        stack.enter_context(merged_adapters(module, has_backward))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return False
     return True
+
+
+def _adapted(module: PreTrainedModel) -> list[TrainingLayer | FusedLoraLinear]:
+    by_hand = [layer for layer in module.modules() if isinstance(layer, TrainingLayer)]
+    inside = {id(part) for layer in by_hand for part in layer.modules()}
+    alone = (layer for layer in module.modules() if isinstance(layer, FusedLoraLinear))
+    return [*by_hand, *(layer for layer in alone if id(layer) not in inside)]

@@ -1,6 +1,7 @@
 """What a training layer does between its products, with gradients by hand: by PyTorch's operations,
 for any dtype, and compiled (tinsmith/backend/compiled/passes.py, where the arguments are told)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,19 +45,19 @@ class Plain:
 
     @staticmethod
     def heads_gradient(
-        d_rotated: Tensor,
-        d_others: Tensor,
+        gradients: Sequence[Tensor],
         heads: Tensor,
         rotation: tuple[Tensor, Tensor],
         norm: tuple[Tensor, float] | None,
         r: Tensor | None,
     ) -> Tensor:
-        cos, signed_sin = rotation
+        (cos, signed_sin), (*d_rotated, d_values) = rotation, gradients
+        d_rotated = torch.cat(d_rotated, 1)
         back = (d_rotated * signed_sin).roll(cos.shape[-1] // 2, -1).addcmul_(d_rotated, cos)
         if norm is not None:
             assert r is not None
             back = fused_norm.norm_gradient(back, heads[:, : back.shape[1]], norm[0], r)
-        return torch.cat([back, d_others], 1)
+        return torch.cat([back, d_values], 1)
 
     @staticmethod
     def gate(y: Tensor) -> Tensor:

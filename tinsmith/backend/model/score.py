@@ -89,7 +89,7 @@ def score(
     try:
         with torch.set_grad_enabled(not forward_only), ExitStack() as merging:
             plan = _plan(job, token_budget, min_micro_batches)
-            is_merged = _should_merge(job, plan) and enter_merged(module, merging)
+            is_merged = _should_merge(job, plan) and enter_merged(module, not forward_only, merging)
             return _score_all(job, plan, merging if is_merged else None)
     finally:
         if shards is not None:
@@ -136,7 +136,7 @@ def _should_merge(job: _Job, plan: Sequence[Sequence[int]]) -> bool:
     if job.memory_bytes is None:
         return True
     most = max(_peak_bytes(job, [job.data[row] for row in rows]) for rows in plan)
-    return most + merged_bytes(job.module) <= job.memory_bytes
+    return most + merged_bytes(job.module, not job.forward_only) <= job.memory_bytes
 
 
 def _plan(job: _Job, token_budget: int, min_micro_batches: int) -> list[list[int]]:

@@ -1,15 +1,25 @@
 """Adapted linear layers with one input, computed side by side in products of all their outputs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from tinsmith.backend.model.products import linear
+from tinsmith.backend.model.products import linear, packed, suits_onednn
 
 ADAPTER = "default"  # PEFT's name of the one that a module tree has
+
+
+@dataclass(frozen=True, slots=True)
+class _BothWays:
+    """What y and x's gradient are products with: W [O, I], and W^T [I, O], in the parts that y's
+    gradient comes in."""
+
+    forward: Tensor
+    backward: Sequence[Tensor]
 
 
 class SideBySide:
@@ -21,7 +31,8 @@ class SideBySide:
     Gradients are by hand, for use in an autograd.Function: `forward` and `backward` keep nothing.
     """
 
-    def __init__(self, layers: Sequence[Any]) -> None:
+    def __init__(self, layers: Sequence[Any], has_one_gradient: bool = True) -> None:
+        """`backward` is given y's gradient in one piece, or each layer's by itself."""
         plain: list[Any] = [
             layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for layer in layers
         ]
@@ -37,18 +48,27 @@ class SideBySide:
             for weight in (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)
         ]
         self._scaling: float = adapted[0].scaling[ADAPTER] if adapted else 0.0
-        self._merged: Tensor | None = None
+        self._gradient_sizes = [len(self.weight)] if has_one_gradient else self._num_outputs
+        self._own = _BothWays(self.weight, self._across(self.weight))
+        self._merged: _BothWays | None = None
 
     @torch.no_grad()
-    def merge(self) -> None:
+    def merge(self, has_backward: bool) -> None:
         """Compute by the adapters as they are now, until `unmerge`."""
         if not self.adapters:
             return
-        self._merged = torch.empty_like(self.weight)
-        parts = (tensor.split(self._num_outputs) for tensor in (self.weight, self._merged))
+        together = torch.empty_like(self.weight)
+        parts = (tensor.split(self._num_outputs) for tensor in (self.weight, together))
         adapters = self.adapters[::2], self.adapters[1::2]
         for weight, merged, a, b in zip(*parts, *adapters, strict=True):
             torch.addmm(weight, b, a, alpha=self._scaling, out=merged)
+        across = self._across(together) if has_backward else []
+        self._merged = _BothWays(packed(together), [packed(weight) for weight in across])
+
+    def merged_bytes(self, has_backward: bool) -> int:
+        """What `merge` keeps until `unmerge`: weights that are packed once for each way."""
+        num_copies = 2 if has_backward and suits_onednn(self.weight) else 1
+        return num_copies * self.weight.nbytes if self.adapters else 0
 
     def unmerge(self) -> None:
         self._merged = None
@@ -58,7 +78,7 @@ class SideBySide:
     ) -> tuple[Tensor, Tensor | None]:
         """y [N, O] of x [N, I] and the adapters A, B, A, B, ..., and what `backward` wants of it:
         z^T = A x^T [sum of ranks, N]."""
-        y = linear(x, self._present_weight, self.bias)
+        y = linear(x, self._present.forward, self.bias)
         is_merged = self._merged is not None
         if not adapters or (is_merged and not has_backward):
             return y, None
@@ -98,17 +118,18 @@ class SideBySide:
         return dx, [gradient for pair in zip(da, db, strict=True) for gradient in pair]
 
     def _input_gradient(self, dys: Sequence[Tensor]) -> Tensor:
-        if len(dys) == 1:
-            return linear(dys[0], self._present_weight.t())
-        first, *others = zip(dys, self._present_weight.split(self._num_outputs), strict=True)
-        dx = linear(first[0], first[1].t())
+        first, *others = zip(dys, self._present.backward, strict=True)
+        dx = linear(*first)
         for dy, weight in others:
-            dx += linear(dy, weight.t())
+            dx += linear(dy, weight)
         return dx
 
     @property
-    def _present_weight(self) -> Tensor:
-        return self.weight if self._merged is None else self._merged
+    def _present(self) -> _BothWays:
+        return self._merged or self._own
+
+    def _across(self, weight: Tensor) -> list[Tensor]:
+        return [part.t() for part in weight.split(self._gradient_sizes)]
 
     def _by_rank(self, tensor: Tensor, adapters: Sequence[Tensor]) -> Sequence[Tensor]:
         """What each layer has of a tensor [sum of ranks, ...]."""

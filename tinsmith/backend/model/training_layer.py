@@ -41,7 +41,7 @@ class TrainingLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = layer.post_attention_layernorm
         self.qkv = SideBySide([attention.q_proj, attention.k_proj, attention.v_proj])
         self.output = SideBySide([attention.o_proj])
-        self.gate_up = SideBySide([mlp.gate_proj, mlp.up_proj])
+        self.gate_up = SideBySide([mlp.gate_proj, mlp.up_proj], has_one_gradient=False)
         self.down = SideBySide([mlp.down_proj])
         self.head_norm = head_norm(attention)
         config = attention.config
@@ -65,30 +65,32 @@ class TrainingLayer(GradientCheckpointingLayer):
         )
         parts = _rows(shape) if parts is None else parts
         has_backward = torch.is_grad_enabled()
-        rotated, value = _Heads.apply(  # pyright: ignore[reportGeneralTypeIssues]
+        query, key, value = _Heads.apply(  # pyright: ignore[reportGeneralTypeIssues]
             self, has_backward, x, cos, signed_sin, *self.qkv.adapters
         )
-        query, key = rotated.split(self.num_heads, 1)
         attended = attend_parts(query, key, value, parts, self.self_attn.scaling, self._window)
-        adapters = [a for part in (self.output, self.gate_up, self.down) for a in part.adapters]
+        adapters = [a for product in self.products()[1:] for a in product.adapters]
         x = _Rest.apply(self, has_backward, x, attended.flatten(1), *adapters)
         return x.view(shape)  # pyright: ignore[reportOptionalMemberAccess]
 
-    def merge_adapters(self) -> None:
+    def products(self) -> list[SideBySide]:
+        return [self.qkv, self.output, self.gate_up, self.down]
+
+    def merge_adapters(self, has_backward: bool) -> None:
         """Compute by W + s B A, as they are now, until `unmerge_adapters`."""
-        for part in (self.qkv, self.output, self.gate_up, self.down):
-            part.merge()
+        for product in self.products():
+            product.merge(has_backward)
 
     def unmerge_adapters(self) -> None:
-        for part in (self.qkv, self.output, self.gate_up, self.down):
-            part.unmerge()
+        for product in self.products():
+            product.unmerge()
 
     def adapters_of_rest(self, adapters: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         """Those of output, gate and up, and down."""
         found, start = [], 0
-        for part in (self.output, self.gate_up, self.down):
-            found.append(adapters[start : start + len(part.adapters)])
-            start += len(part.adapters)
+        for product in self.products()[1:]:
+            found.append(adapters[start : start + len(product.adapters)])
+            start += len(product.adapters)
         return found
 
 
@@ -99,8 +101,8 @@ def _rows(shape: torch.Size) -> list[Part]:
 
 
 class _Heads(torch.autograd.Function):
-    """Rotated queries and keys [N, heads, K], queries first, and values [N, key heads, K] of the
-    layer's input [N, D]."""
+    """Rotated queries [N, heads, K] and keys, and values [N, key heads, K] of the layer's input
+    [N, D]."""
 
     @staticmethod
     def forward(
@@ -111,7 +113,7 @@ class _Heads(torch.autograd.Function):
         cos: Tensor,
         signed_sin: Tensor,
         *adapters: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         norm: Any = layer.input_layernorm
         by = passes_for(x)
         h, r = by.normalize(x, norm.weight, norm.variance_epsilon)
@@ -121,17 +123,16 @@ class _Heads(torch.autograd.Function):
         rotated, heads_r = by.rotate_heads(heads, (cos, signed_sin), layer.head_norm, num_rotated)
         ctx.save_for_backward(x, r, h, heads, zt, heads_r, cos, signed_sin, *adapters)
         ctx.layer = layer
-        return rotated, heads[:, num_rotated:]
+        return *rotated.split(layer.num_heads, 1), heads[:, num_rotated:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        d_rotated, d_value = gradients
         x, r, h, heads, zt, heads_r, cos, signed_sin, *adapters = ctx.saved_tensors
         layer = ctx.layer
         by = passes_for(x)
         rotation = cos, signed_sin
-        dy = by.heads_gradient(d_rotated, d_value, heads, rotation, layer.head_norm, heads_r)
+        dy = by.heads_gradient(gradients, heads, rotation, layer.head_norm, heads_r)
         dh, own = layer.qkv.backward([dy.flatten(1)], h, zt, adapters, ctx.needs_input_grad[2])
         weight = layer.input_layernorm.weight
         dx = None if dh is None else by.norm_gradient(dh, x, weight, r)
