@@ -74,10 +74,10 @@ def _ordered(_: Any, x: Any):
 @inlined
 def largest(x):
     """Of float32 numbers, many at a time: as whole numbers, of which none is incomparable."""
-    top = _ordered(NOTHING)
+    top = _ordered(NOTHING)  # pyright: ignore[reportCallIssue]
     for i in range(len(x)):
-        top = max(top, _ordered(x[i]))
-    return _ordered(top)
+        top = max(top, _ordered(x[i]))  # pyright: ignore[reportCallIssue]
+    return _ordered(top)  # pyright: ignore[reportCallIssue]
 
 
 @inlined

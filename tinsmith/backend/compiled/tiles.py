@@ -1,6 +1,7 @@
 """Matrix products of small matrices, for use inside compiled functions: one tile of the result at a
 time, which stays in the processor's registers."""
 
+from itertools import product
 from typing import Any
 
 from llvmlite import ir
@@ -58,13 +59,11 @@ def _generate(
         return c.type(value)
 
     one = constant(1)
-    cells = [(m, n) for m in range(TILE_ROWS) for n in range(TILE_COLUMNS // LANES)]
     sums, places = {}, {}
-    for m, n in cells:
+    for m, n in product(range(TILE_ROWS), range(TILE_COLUMNS // LANES)):
         places[m, n] = place(vector, c, (constant(m), c_row), (constant(n * LANES), one))
         sums[m, n] = cgutils.alloca_once(builder, vector)
-        first = builder.load(places[m, n], align=FLOAT_BYTES) if adds else vector(None)
-        builder.store(first, sums[m, n])
+        builder.store(vector(None), sums[m, n])
     lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
     with cgutils.for_range(builder, depth) as loop:
         k = loop.index
@@ -83,11 +82,14 @@ def _generate(
                 term = builder.fmul(spread, row, flags=FUSED)
                 total = builder.fadd(builder.load(sums[m, n]), term, flags=FUSED)
                 builder.store(total, sums[m, n])
-    for cell in cells:
-        builder.store(builder.load(sums[cell]), places[cell], align=FLOAT_BYTES)
+    for cell, at in places.items():
+        total = builder.load(sums[cell])
+        if adds:
+            total = builder.fadd(total, builder.load(at, align=FLOAT_BYTES))
+        builder.store(total, at, align=FLOAT_BYTES)
 
 
-_written_tile, _added_tile = _tile(False), _tile(True)
+written_tile, added_tile = _tile(False), _tile(True)
 
 
 @inlined
@@ -97,7 +99,7 @@ def multiply(c, c_row, a, a_row, a_column, b, b_row, rows, columns, depth):
     for m in range(0, rows, TILE_ROWS):
         for n in range(0, columns, TILE_COLUMNS):
             place, own_a = c + FLOAT_BYTES * (m * c_row + n), a + FLOAT_BYTES * m * a_row
-            _written_tile(place, c_row, own_a, a_row, a_column, b + FLOAT_BYTES * n, b_row, depth)
+            written_tile(place, c_row, own_a, a_row, a_column, b + FLOAT_BYTES * n, b_row, depth)
 
 
 @inlined
@@ -106,4 +108,4 @@ def add_product(c, c_row, a, a_row, a_column, b, b_row, rows, columns, depth):
     for m in range(0, rows, TILE_ROWS):
         for n in range(0, columns, TILE_COLUMNS):
             place, own_a = c + FLOAT_BYTES * (m * c_row + n), a + FLOAT_BYTES * m * a_row
-            _added_tile(place, c_row, own_a, a_row, a_column, b + FLOAT_BYTES * n, b_row, depth)
+            added_tile(place, c_row, own_a, a_row, a_column, b + FLOAT_BYTES * n, b_row, depth)

@@ -14,6 +14,7 @@ from tinsmith.backend.model import compiled_attention
 from tinsmith.backend.model.adapter import lora_pairs
 from tinsmith.backend.model.base_model import BaseModel, unembedding
 from tinsmith.backend.model.forward import MAX_LOGITS
+from tinsmith.backend.model.narrow_products import width_for
 from tinsmith.backend.model.packed_attention import MAX_SCORED_KEYS
 from tinsmith.backend.model.training_layer import TrainingLayer
 from tinsmith.backend.sampling.memory import free_device_bytes, key_value_heads
@@ -72,40 +73,62 @@ def peak_bytes(
     `ranks`, the sum of those of all adapters, and `device_type` are given for a module that has
     neither adapters nor a device yet.
     """
-    config = module.config.get_text_config()
-    width, layers = config.hidden_size, config.num_hidden_layers
-    heads = config.num_attention_heads
-    kv_heads, head_dim = key_value_heads(config)
-    inner = getattr(config, "intermediate_size", None) or 4 * width
-    if ranks is None:
-        ranks = sum(a.shape[0] for _, a, _ in lora_pairs(module))
-    queries, keys = heads * head_dim, kv_heads * head_dim
-    is_by_hand = any(isinstance(layer, TrainingLayer) for layer in module.modules())
-    is_wide = module.dtype.itemsize >= torch.float32.itemsize
-    if is_by_hand:
-        layer = 4 * width + 3 * queries + 3 * keys + 3 * inner + ranks / layers
-    elif is_wide:
-        layer = 4 * width + 6 * queries + 2 * keys + 4 * inner + ranks / layers
-    else:
-        layer = 14 * width + 8 * queries + 2 * keys + 5 * inner + 2 * ranks / layers
     device_type = device_type or module.device.type
-    beside = 0
-    if is_by_hand and compiled_attention.is_for(device_type, module.dtype, head_dim):
-        attended = num_tokens * heads
-        beside = attention.num_beside(num_tokens, head_dim)
-    elif device_type == "cpu" and is_wide:
-        most = num_tokens * min(num_tokens, MAX_SCORED_KEYS)
-        attended = heads * (most if num_scores is None else num_scores)
-    else:
-        attended = num_repeated * 2 * queries
+    config = module.config.get_text_config()
+    width, layers, size = config.hidden_size, config.num_hidden_layers, module.dtype.itemsize
+    layer = _kept_by_layer(module, ranks, device_type)
+    attended, beside = _kept_by_attention(module, num_tokens, num_repeated, num_scores, device_type)
     whole = num_tokens * layer + attended
     kept = num_tokens * layers * width + whole if recomputes else layers * whole
-    passing = num_tokens * ((4 if is_by_hand else 2) * inner + 4 * width) + beside
+    inner = _inner_width(module)
+    passing = num_tokens * ((4 if _is_by_hand(module) else 2) * inner + 4 * width) + beside
     passing += 2 * num_repeated * width
-    size = module.dtype.itemsize
-    block = MAX_LOGITS[device_type]
-    logits = LOGITS_COPIES * min(num_tokens * _vocabulary_size(module), block)
+    logits = LOGITS_COPIES * min(num_tokens * _vocabulary_size(module), MAX_LOGITS[device_type])
     return int((kept + passing) * size + torch.float32.itemsize * logits)
+
+
+def _kept_by_layer(module: PreTrainedModel, ranks: int | None, device_type: str) -> float:
+    """Numbers that a layer keeps of a token, but for what attention does by itself."""
+    config = module.config.get_text_config()
+    width, inner = config.hidden_size, _inner_width(module)
+    kv_heads, head_dim = key_value_heads(config)
+    queries, keys = config.num_attention_heads * head_dim, kv_heads * head_dim
+    if ranks is None:
+        own = (a.shape[0] for _, a, _ in lora_pairs(module))
+        ranks = sum(width_for(rank, device_type, module.dtype) for rank in own)
+    of_adapters = ranks / config.num_hidden_layers
+    if _is_by_hand(module):
+        return 4 * width + 3 * queries + 3 * keys + 3 * inner + of_adapters
+    if module.dtype.itemsize >= torch.float32.itemsize:
+        return 4 * width + 6 * queries + 2 * keys + 4 * inner + of_adapters
+    return 14 * width + 8 * queries + 2 * keys + 5 * inner + 2 * of_adapters
+
+
+def _kept_by_attention(
+    module: PreTrainedModel,
+    num_tokens: int,
+    num_repeated: int,
+    num_scores: int | None,
+    device_type: str,
+) -> tuple[int, int]:
+    """Numbers that attention keeps in a layer, and those that it has room for while it runs."""
+    config = module.config.get_text_config()
+    heads, (_, head_dim) = config.num_attention_heads, key_value_heads(config)
+    if _is_by_hand(module) and compiled_attention.is_for(device_type, module.dtype, head_dim):
+        return num_tokens * heads, attention.num_beside(num_tokens, head_dim)
+    if device_type == "cpu" and module.dtype.itemsize >= torch.float32.itemsize:
+        most = num_tokens * min(num_tokens, MAX_SCORED_KEYS)
+        return heads * (most if num_scores is None else num_scores), 0
+    return num_repeated * 2 * heads * head_dim, 0
+
+
+def _inner_width(module: PreTrainedModel) -> int:
+    config = module.config.get_text_config()
+    return getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+
+
+def _is_by_hand(module: PreTrainedModel) -> bool:
+    return any(isinstance(layer, TrainingLayer) for layer in module.modules())
 
 
 def tokens_within(module: PreTrainedModel, memory_bytes: int) -> int:

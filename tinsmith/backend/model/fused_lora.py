@@ -47,8 +47,8 @@ class _Adapted(torch.autograd.Function):
     def forward(
         ctx: Any, product: SideBySide, x: Tensor, has_backward: bool, a: Tensor, b: Tensor
     ) -> Tensor:
-        y, zt = product.forward(x, (a, b), has_backward)
-        ctx.save_for_backward(x, zt, a, b)
+        y, z = product.forward(x, (a, b), has_backward)
+        ctx.save_for_backward(x, z, a, b)
         ctx.product = product
         return y
 
@@ -56,6 +56,6 @@ class _Adapted(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
-        x, zt, a, b = ctx.saved_tensors
-        dx, (da, db) = ctx.product.backward([dy], x, zt, (a, b), ctx.needs_input_grad[1])
+        x, z, a, b = ctx.saved_tensors
+        dx, (da, db) = ctx.product.backward([dy], x, z, (a, b), ctx.needs_input_grad[1])
         return None, dx, None, da, db

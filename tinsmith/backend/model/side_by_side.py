@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from tinsmith.backend.model.narrow_products import correlate, project, width_for
 from tinsmith.backend.model.products import linear, packed, suits_onednn
 
 ADAPTER = "default"  # PEFT's name of the one that a module tree has
@@ -77,44 +79,45 @@ class SideBySide:
         self, x: Tensor, adapters: Sequence[Tensor], has_backward: bool
     ) -> tuple[Tensor, Tensor | None]:
         """y [N, O] of x [N, I] and the adapters A, B, A, B, ..., and what `backward` wants of it:
-        z^T = A x^T [sum of ranks, N]."""
+        z = x A^T [N, R], each adapter's as wide as `width_for` has it."""
         y = linear(x, self._present.forward, self.bias)
         is_merged = self._merged is not None
         if not adapters or (is_merged and not has_backward):
             return y, None
-        zt = linear(torch.cat(list(adapters[::2])), x)
+        together = self._together(adapters)
+        z = x.new_empty(len(x), len(together))
+        project(x, together.t().contiguous(), z)
         if not is_merged:
-            parts = y.split(self._num_outputs, 1), self._by_rank(zt, adapters), adapters[1::2]
-            for own_y, own_zt, b in zip(*parts, strict=True):
-                own_y.addmm_(own_zt.t(), b.t(), alpha=self._scaling)
-        return y, zt
+            parts = y.split(self._num_outputs, 1), self._by_adapter(z), adapters[1::2]
+            for own_y, own_z, b in zip(*parts, strict=True):
+                own_y.addmm_(own_z[:, : b.shape[1]], b.t(), alpha=self._scaling)
+        return y, z
 
     def backward(
         self,
         dys: Sequence[Tensor],
         x: Tensor,
-        zt: Tensor | None,
+        z: Tensor | None,
         adapters: Sequence[Tensor],
         needs_dx: bool,
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """Gradients of x, if it needs one, and of the adapters, by that of y: in one piece, or each
-        layer's by itself.
+        """Gradients of x, if it needs one, and of the adapters, by that of y.
 
-        With g = s dy B: dx = dy W + g A, dA = g^T x, dB = s dy^T z. Of narrow products those are
-        fastest that sum over the tokens of z^T and g^T, and a dy that lies in one piece.
+        With g = s dy B: dx = dy W + g A, dA = g^T x, dB = s dy^T z.
         """
         dx = self._input_gradient(dys) if needs_dx else None
-        if zt is None:
+        if z is None:
             return dx, []
-        gt, db = torch.empty_like(zt), []
+        g, db = torch.empty_like(z), []
         own_dys = dys if len(dys) > 1 else dys[0].split(self._num_outputs, 1)
-        by_rank = self._by_rank(zt, adapters), self._by_rank(gt, adapters)
-        for dy, own_zt, own_gt, b in zip(own_dys, *by_rank, adapters[1::2], strict=True):
-            torch.mul(linear(dy, b.t()).t(), self._scaling, out=own_gt)
-            db.append(linear(own_zt, dy.t()).t().mul(self._scaling))
+        parts = self._by_adapter(z), self._by_adapter(g), adapters[1::2]
+        for dy, own_z, own_g, b in zip(own_dys, *parts, strict=True):
+            project(dy, _widened(b * self._scaling, own_g.shape[1]), own_g)
+            db.append(correlate(dy, own_z)[:, : b.shape[1]].mul(self._scaling))
         if dx is not None and self._merged is None:
-            dx.addmm_(gt.t(), torch.cat(list(adapters[::2])))
-        da = self._by_rank(linear(gt, x.t()), adapters)
+            dx.addmm_(g, self._together(adapters))
+        by_adapter = zip(self._by_adapter(correlate(x, g)), adapters[::2], strict=True)
+        da = [own[:, : len(a)].t() for own, a in by_adapter]
         return dx, [gradient for pair in zip(da, db, strict=True) for gradient in pair]
 
     def _input_gradient(self, dys: Sequence[Tensor]) -> Tensor:
@@ -131,9 +134,21 @@ class SideBySide:
     def _across(self, weight: Tensor) -> list[Tensor]:
         return [part.t() for part in weight.split(self._gradient_sizes)]
 
-    def _by_rank(self, tensor: Tensor, adapters: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What each layer has of a tensor [sum of ranks, ...]."""
-        return tensor.split([a.shape[0] for a in adapters[::2]])
+    def _together(self, adapters: Sequence[Tensor]) -> Tensor:
+        """All A [R, I], each as long as its part of z is wide."""
+        sides = adapters[::2]
+        width = width_for(len(sides[0]), sides[0].device.type, sides[0].dtype)
+        return torch.cat([_widened(a.t(), width).t() for a in sides])
+
+    def _by_adapter(self, tensor: Tensor) -> Sequence[Tensor]:
+        """What each adapter has of a tensor [..., R]."""
+        return tensor.chunk(len(self._num_outputs), 1)
+
+
+def _widened(matrix: Tensor, width: int) -> Tensor:
+    """With zeros behind its columns."""
+    missing = width - matrix.shape[1]
+    return F.pad(matrix, (0, missing)) if missing else matrix
 
 
 def _stacked(weights: Sequence[nn.Parameter]) -> Tensor:

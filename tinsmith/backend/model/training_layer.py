@@ -117,23 +117,23 @@ class _Heads(torch.autograd.Function):
         norm: Any = layer.input_layernorm
         by = passes_for(x)
         h, r = by.normalize(x, norm.weight, norm.variance_epsilon)
-        y, zt = layer.qkv.forward(h, adapters, has_backward)
+        y, z = layer.qkv.forward(h, adapters, has_backward)
         heads = y.unflatten(1, (-1, cos.shape[-1]))
         num_rotated = sum(layer.num_heads)
         rotated, heads_r = by.rotate_heads(heads, (cos, signed_sin), layer.head_norm, num_rotated)
-        ctx.save_for_backward(x, r, h, heads, zt, heads_r, cos, signed_sin, *adapters)
+        ctx.save_for_backward(x, r, h, heads, z, heads_r, cos, signed_sin, *adapters)
         ctx.layer = layer
         return *rotated.split(layer.num_heads, 1), heads[:, num_rotated:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, r, h, heads, zt, heads_r, cos, signed_sin, *adapters = ctx.saved_tensors
+        x, r, h, heads, z, heads_r, cos, signed_sin, *adapters = ctx.saved_tensors
         layer = ctx.layer
         by = passes_for(x)
         rotation = cos, signed_sin
         dy = by.heads_gradient(gradients, heads, rotation, layer.head_norm, heads_r)
-        dh, own = layer.qkv.backward([dy.flatten(1)], h, zt, adapters, ctx.needs_input_grad[2])
+        dh, own = layer.qkv.backward([dy.flatten(1)], h, z, adapters, ctx.needs_input_grad[2])
         weight = layer.input_layernorm.weight
         dx = None if dh is None else by.norm_gradient(dh, x, weight, r)
         return None, None, dx, None, None, *own
@@ -152,16 +152,16 @@ class _Rest(torch.autograd.Function):
         *adapters: Tensor,
     ) -> Tensor:
         of_output, of_gate_up, of_down = layer.adapters_of_rest(adapters)
-        x2, zt_output = layer.output.forward(attended, of_output, has_backward)
+        x2, z_output = layer.output.forward(attended, of_output, has_backward)
         x2 += x
         norm: Any = layer.post_attention_layernorm
         by = passes_for(x)
         h, r = by.normalize(x2, norm.weight, norm.variance_epsilon)
-        y, zt = layer.gate_up.forward(h, of_gate_up, has_backward)
+        y, z = layer.gate_up.forward(h, of_gate_up, has_backward)
         inner = by.gate(y)
-        x3, zt_down = layer.down.forward(inner, of_down, has_backward)
+        x3, z_down = layer.down.forward(inner, of_down, has_backward)
         x3 += x2
-        ctx.save_for_backward(attended, zt_output, x2, r, h, y, zt, inner, zt_down, *adapters)
+        ctx.save_for_backward(attended, z_output, x2, r, h, y, z, inner, z_down, *adapters)
         ctx.layer = layer
         return x3
 
@@ -169,15 +169,15 @@ class _Rest(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dx3,) = gradients
-        attended, zt_output, x2, r, h, y, zt, inner, zt_down, *adapters = ctx.saved_tensors
+        attended, z_output, x2, r, h, y, z, inner, z_down, *adapters = ctx.saved_tensors
         layer = ctx.layer
         of_output, of_gate_up, of_down = layer.adapters_of_rest(adapters)
-        d_inner, down = layer.down.backward([dx3], inner, zt_down, of_down, True)
+        d_inner, down = layer.down.backward([dx3], inner, z_down, of_down, True)
         by = passes_for(y)
         dys = by.gate_gradient(d_inner, y)
-        dh, gate_up = layer.gate_up.backward(dys, h, zt, of_gate_up, True)
+        dh, gate_up = layer.gate_up.backward(dys, h, z, of_gate_up, True)
         dx2 = by.norm_gradient(dh, x2, layer.post_attention_layernorm.weight, r, dx3)
-        d_attended, output = layer.output.backward([dx2], attended, zt_output, of_output, True)
+        d_attended, output = layer.output.backward([dx2], attended, z_output, of_output, True)
         return None, None, dx2, d_attended, *output, *gate_up, *down
 
 
