@@ -98,7 +98,7 @@ def _kept_by_layer(module: PreTrainedModel, ranks: int | None, device_type: str)
         ranks = sum(width_for(rank, device_type, module.dtype) for rank in own)
     of_adapters = ranks / config.num_hidden_layers
     if _is_by_hand(module):
-        return 4 * width + 3 * queries + 3 * keys + 3 * inner + of_adapters
+        return 2 * width + 3 * queries + 3 * keys + 3 * inner + of_adapters
     if module.dtype.itemsize >= torch.float32.itemsize:
         return 4 * width + 6 * queries + 2 * keys + 4 * inner + of_adapters
     return 14 * width + 8 * queries + 2 * keys + 5 * inner + 2 * of_adapters

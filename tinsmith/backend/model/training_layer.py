@@ -1,7 +1,8 @@
 """A decoder layer with a backward pass by hand, for training on a CPU in float32 or more.
 
 Between its products a layer's time is that of memory, so what counts is how often a tensor of the
-tokens is written: here once for each result that the mathematics names, forwards and backwards.
+tokens is written: here once for each result that the mathematics names, forwards and backwards. What
+norms give is not kept but made again, in one pass.
 """
 
 from collections.abc import Sequence
@@ -65,7 +66,8 @@ class TrainingLayer(GradientCheckpointingLayer):
         )
         parts = _rows(shape) if parts is None else parts
         has_backward = torch.is_grad_enabled()
-        query, key, value = _Heads.apply(  # pyright: ignore[reportGeneralTypeIssues]
+        # The input comes out of it again, so that its two gradients are summed where one is made.
+        x, query, key, value = _Heads.apply(  # pyright: ignore[reportGeneralTypeIssues]
             self, has_backward, x, cos, signed_sin, *self.qkv.adapters
         )
         attended = attend_parts(query, key, value, parts, self.self_attn.scaling, self._window)
@@ -101,8 +103,8 @@ def _rows(shape: torch.Size) -> list[Part]:
 
 
 class _Heads(torch.autograd.Function):
-    """Rotated queries [N, heads, K] and keys, and values [N, key heads, K] of the layer's input
-    [N, D]."""
+    """The layer's input [N, D] as it is, and rotated queries [N, heads, K] and keys, and values
+    [N, key heads, K] of it."""
 
     @staticmethod
     def forward(
@@ -116,26 +118,28 @@ class _Heads(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         norm: Any = layer.input_layernorm
         by = passes_for(x)
-        h, r = by.normalize(x, norm.weight, norm.variance_epsilon)
+        h, _ = by.normalize(x, norm.weight, norm.variance_epsilon)
         y, z = layer.qkv.forward(h, adapters, has_backward)
         heads = y.unflatten(1, (-1, cos.shape[-1]))
         num_rotated = sum(layer.num_heads)
         rotated, heads_r = by.rotate_heads(heads, (cos, signed_sin), layer.head_norm, num_rotated)
-        ctx.save_for_backward(x, r, h, heads, z, heads_r, cos, signed_sin, *adapters)
+        ctx.save_for_backward(x, heads, z, heads_r, cos, signed_sin, *adapters)
         ctx.layer = layer
-        return *rotated.split(layer.num_heads, 1), heads[:, num_rotated:]
+        return x.view_as(x), *rotated.split(layer.num_heads, 1), heads[:, num_rotated:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, r, h, heads, z, heads_r, cos, signed_sin, *adapters = ctx.saved_tensors
+        dx, *d_heads = gradients
+        x, heads, z, heads_r, cos, signed_sin, *adapters = ctx.saved_tensors
         layer = ctx.layer
+        norm: Any = layer.input_layernorm
         by = passes_for(x)
+        h, r = by.normalize(x, norm.weight, norm.variance_epsilon)
         rotation = cos, signed_sin
-        dy = by.heads_gradient(gradients, heads, rotation, layer.head_norm, heads_r)
+        dy = by.heads_gradient(d_heads, heads, rotation, layer.head_norm, heads_r)
         dh, own = layer.qkv.backward([dy.flatten(1)], h, z, adapters, ctx.needs_input_grad[2])
-        weight = layer.input_layernorm.weight
-        dx = None if dh is None else by.norm_gradient(dh, x, weight, r)
+        dx = None if dh is None else by.norm_gradient(dh, x, norm.weight, r, dx)
         return None, None, dx, None, None, *own
 
 
@@ -156,12 +160,12 @@ class _Rest(torch.autograd.Function):
         x2 += x
         norm: Any = layer.post_attention_layernorm
         by = passes_for(x)
-        h, r = by.normalize(x2, norm.weight, norm.variance_epsilon)
+        h, _ = by.normalize(x2, norm.weight, norm.variance_epsilon)
         y, z = layer.gate_up.forward(h, of_gate_up, has_backward)
         inner = by.gate(y)
         x3, z_down = layer.down.forward(inner, of_down, has_backward)
         x3 += x2
-        ctx.save_for_backward(attended, z_output, x2, r, h, y, z, inner, z_down, *adapters)
+        ctx.save_for_backward(attended, z_output, x2, y, z, inner, z_down, *adapters)
         ctx.layer = layer
         return x3
 
@@ -169,14 +173,16 @@ class _Rest(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dx3,) = gradients
-        attended, z_output, x2, r, h, y, z, inner, z_down, *adapters = ctx.saved_tensors
+        attended, z_output, x2, y, z, inner, z_down, *adapters = ctx.saved_tensors
         layer = ctx.layer
+        norm: Any = layer.post_attention_layernorm
         of_output, of_gate_up, of_down = layer.adapters_of_rest(adapters)
         d_inner, down = layer.down.backward([dx3], inner, z_down, of_down, True)
         by = passes_for(y)
         dys = by.gate_gradient(d_inner, y)
+        h, r = by.normalize(x2, norm.weight, norm.variance_epsilon)
         dh, gate_up = layer.gate_up.backward(dys, h, z, of_gate_up, True)
-        dx2 = by.norm_gradient(dh, x2, layer.post_attention_layernorm.weight, r, dx3)
+        dx2 = by.norm_gradient(dh, x2, norm.weight, r, dx3)
         d_attended, output = layer.output.backward([dx2], attended, z_output, of_output, True)
         return None, None, dx2, d_attended, *output, *gate_up, *down
 
