@@ -1,8 +1,8 @@
 """A decoder layer with a backward pass by hand, for training on a CPU in float32 or more.
 
 Between its products a layer's time is that of memory, so what counts is how often a tensor of the
-tokens is written: here once for each result that the mathematics names, forwards and backwards. What
-norms give is not kept but made again, in one pass.
+tokens is written: here once for each result that the mathematics names, forwards and backwards.
+What norms give is not kept but made again, in one pass.
 """
 
 from collections.abc import Sequence
