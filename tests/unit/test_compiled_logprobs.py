@@ -80,3 +80,11 @@ def test_what_is_no_number_is_seen_in_its_row_alone(value: float, place: int):
     assert found.isnan().flatten().tolist() == [False, True, False]
     d_logits = logprobs.logits_gradient(gradient, logits, targets, normalizers)
     assert d_logits.isnan().any(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("target", [-1, 21])
+def test_a_target_outside_of_the_logits_is_not_followed(target: int):
+    logits, targets, _ = drawn(3, 21, 1)
+    targets[2] = target
+    with pytest.raises(AssertionError):
+        chosen_logprobs(logits, targets)

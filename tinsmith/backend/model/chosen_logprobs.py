@@ -12,7 +12,12 @@ from tinsmith.backend.compiled.threads import runs_compiled
 
 def chosen_logprobs(logits_NV: Tensor, targets_NK: Tensor) -> Tensor:
     """log softmax(logits)[target], [N, K]; d/dlogits of target k = onehot(k) - softmax(logits)."""
-    function = _ChosenCompiled if runs_compiled(logits_NV) else _Chosen
+    function = _Chosen
+    if runs_compiled(logits_NV):
+        function = _ChosenCompiled
+        # Which writes where it is told. What clients send is held before (datums.py).
+        assert not targets_NK.numel() or int(targets_NK.min()) >= 0
+        assert not targets_NK.numel() or int(targets_NK.max()) < logits_NV.shape[1]
     logprobs_NK = function.apply(logits_NV.contiguous(), targets_NK.contiguous())
     assert isinstance(logprobs_NK, Tensor)
     return logprobs_NK

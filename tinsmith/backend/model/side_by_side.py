@@ -148,6 +148,7 @@ class SideBySide:
 def _widened(matrix: Tensor, width: int) -> Tensor:
     """With zeros behind its columns."""
     missing = width - matrix.shape[1]
+    assert missing >= 0  # adapters with one input have one rank
     return F.pad(matrix, (0, missing)) if missing else matrix
 
 
