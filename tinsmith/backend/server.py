@@ -38,8 +38,9 @@ from tinsmith.backend.wire.app import make_app
 from tinsmith.backend.wire.traffic.recorder import opened_recording
 from tinsmith.settings import ServerSettings
 
-# On a CPU activations beyond its caches cost more than larger matrix products bring.
-TOKEN_BUDGET = {"cpu": 1536, "cuda": 4096}
+# On a CPU larger products bring little beyond a few groups of completions, and activations cost
+# memory.
+TOKEN_BUDGET = {"cpu": 2304, "cuda": 4096}
 HOST = socket.gethostname()
 log = structlog.stdlib.get_logger(__name__)
 

@@ -79,7 +79,7 @@ class LocalSettings(BaseModel):
         setting(
             "auto",
             "tokens of one training micro-batch and of one prefill, any padding included, which"
-            " bounds memory; auto: 1536 on a CPU, 4096 on a GPU",
+            " bounds memory; auto: 2304 on a CPU, 4096 on a GPU",
         )
     )
     activation_memory_gb: Annotated[
