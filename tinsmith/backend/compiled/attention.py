@@ -41,7 +41,7 @@ from tinsmith.backend.compiled.threads import (
     own_share,
     run_on_threads,
 )
-from tinsmith.backend.compiled.tiles import FLOAT_BYTES, LANES, TILE_COLUMNS
+from tinsmith.backend.compiled.tiles import FLOAT_BYTES, LANES, TILE_COLUMNS, whole_width
 
 # Matrices of keys: values and the keys across; these both ways, and the gradients of both.
 WIDE_FORWARD, WIDE_BACKWARD = 2, 6
@@ -117,7 +117,7 @@ def _run(function_for: Any, num_wide: int, num_tasks: int, heads: Heads, *tensor
         assert fits(tensor)
     starts = heads.parts[:, ::2]
     longest = int((heads.parts[:, 1::2] - starts).sum(1).max())
-    width = -(-longest // TILE_COLUMNS) * TILE_COLUMNS
+    width = whole_width(longest)
     threads = min(torch.get_num_threads(), num_tasks * num_keys)
     size = _room_size(num_wide, width, dim)
     scaling, room = heads.query.new_full((1,), heads.scaling), heads.query.new_empty(threads, size)

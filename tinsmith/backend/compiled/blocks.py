@@ -5,6 +5,7 @@ A block of queries is [BLOCK, K], its scores [BLOCK, keys]. A row may see the ke
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +17,11 @@ from tinsmith.backend.compiled.tiles import (
     TILE_ROWS,
     add_product,
     multiply,
+    whole_width,
 )
 
 BLOCK = 16
+whole_tiles: Any = inlined(whole_width)
 assert BLOCK % TILE_ROWS == TILE_COLUMNS % TILE_ROWS == 0
 
 
@@ -83,12 +86,6 @@ def seen(position, count, window):
     """From and to which key, in whole tiles, `count` queries from a position on see any."""
     low = max(0, position - window + 1)
     return low - low % TILE_COLUMNS, whole_tiles(position + count)
-
-
-@inlined
-def whole_tiles(size):
-    """As many columns or more, in whole tiles."""
-    return -(-size // TILE_COLUMNS) * TILE_COLUMNS
 
 
 @inlined

@@ -29,11 +29,6 @@ from tinsmith.backend.compiled.tiles import (
 TERMS = 128
 
 
-def whole_width(rank: int) -> int:
-    """As many columns or more, in whole tiles."""
-    return -(-rank // TILE_COLUMNS) * TILE_COLUMNS
-
-
 def can_project(x: Tensor, w: Tensor) -> bool:
     return _takes(x, w) and len(x) >= TILE_ROWS
 

@@ -21,6 +21,11 @@ FLOAT_BYTES = 4
 FUSED = ("contract",)  # a product and its sum are one operation
 
 
+def whole_width(size: int) -> int:
+    """As many columns or more, in whole tiles."""
+    return -(-size // TILE_COLUMNS) * TILE_COLUMNS
+
+
 def _tile(adds: bool) -> Any:
     """C [TILE_ROWS, TILE_COLUMNS] = A B, or added to C, of A [TILE_ROWS, depth] and B [depth,
     TILE_COLUMNS].

@@ -5,12 +5,13 @@ from torch import Tensor
 
 from tinsmith.backend.compiled import narrow
 from tinsmith.backend.compiled.threads import runs_compiled_for
+from tinsmith.backend.compiled.tiles import whole_width
 from tinsmith.backend.model.products import linear
 
 
 def width_for(rank: int, device_type: str, dtype: torch.dtype) -> int:
     """How many columns a matrix of so many is to have, those behind them zeros."""
-    return narrow.whole_width(rank) if runs_compiled_for(device_type, dtype) else rank
+    return whole_width(rank) if runs_compiled_for(device_type, dtype) else rank
 
 
 def project(x: Tensor, w: Tensor, output: Tensor) -> None:

@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from tinsmith.backend.compiled.arithmetic import ZERO, exp
+from tinsmith.backend.compiled.arithmetic import NOTHING, ZERO, exp
 from tinsmith.backend.compiled.threads import (
     address,
     array,
@@ -30,7 +30,6 @@ from tinsmith.backend.compiled.threads import (
 )
 
 FLOAT_BYTES, LINE_BYTES = 4, 64
-NOTHING = np.float32(-np.inf)
 
 
 def attend_rows(
