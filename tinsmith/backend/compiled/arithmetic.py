@@ -81,6 +81,14 @@ def largest(x):
 
 
 @inlined
+def sigmoid(x):
+    """1 / (1 + e^-x)."""
+    e = exp(-abs(x))
+    one = ONE / (ONE + e)
+    return one if x >= ZERO else e * one
+
+
+@inlined
 def norm_factor(x, epsilon):
     """1 / sqrt(mean(x^2) + epsilon)."""
     squares = ZERO

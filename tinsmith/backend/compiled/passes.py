@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinsmith.backend.compiled.arithmetic import ONE, ZERO, exp, norm_factor, rotate
+from tinsmith.backend.compiled.arithmetic import ONE, ZERO, norm_factor, rotate, sigmoid
 from tinsmith.backend.compiled.threads import (
     address,
     array,
@@ -222,7 +222,7 @@ def _gate(size: int) -> Any:
         _, start, stop = own_share(n)
         for row in range(start, stop):
             for i in range(size):
-                inner[row, i] = y[row, 0, i] * _sigmoid(y[row, 0, i]) * y[row, 1, i]
+                inner[row, i] = y[row, 0, i] * sigmoid(y[row, 0, i]) * y[row, 1, i]
 
     return compile_for_threads(gate_rows, size)
 
@@ -238,16 +238,9 @@ def _gate_gradient(size: int) -> Any:
         for row in range(start, stop):
             for i in range(size):
                 g, d = y[row, 0, i], d_inner[row, i]
-                sigmoid = _sigmoid(g)
-                silu = g * sigmoid
+                s = sigmoid(g)
+                silu = g * s
                 du[row, i] = silu * d
-                dg[row, i] = d * y[row, 1, i] * (sigmoid + silu * (ONE - sigmoid))
+                dg[row, i] = d * y[row, 1, i] * (s + silu * (ONE - s))
 
     return compile_for_threads(gate_gradient_rows, size)
-
-
-@inlined
-def _sigmoid(x):
-    e = exp(-abs(x))
-    one = ONE / (ONE + e)
-    return one if x >= ZERO else e * one

@@ -115,4 +115,4 @@ def _pointer_to(kind: types.Type) -> Any:
     return pointer
 
 
-floats, integers = _pointer_to(types.float32), _pointer_to(types.int64)
+floats, doubles, integers = map(_pointer_to, (types.float32, types.float64, types.int64))

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinsmith.backend.compiled import drawing
+from tinsmith.backend.compiled.threads import runs_compiled
 from tinsmith.backend.sampling.request import EMPTY, SamplingRequest, TopLogprobs
 from tinsmith.errors import TinsmithError
 
@@ -32,6 +34,45 @@ def choose(
     temperature), cut to min_p, top_k and top_p and normalised again. A greedy row (temperature 0)
     reports that of temperature 1, since its own is 0 everywhere.
     """
+    choice = Choice(
+        np.empty(uniform_nk.shape, np.int64),
+        np.empty(uniform_nk.shape, np.float32),
+        [None] * len(requests),
+    )
+    # Each row by its own way, whatever is beside it.
+    is_plain = np.array([runs_compiled(logits_nV) and _is_plain(request) for request in requests])
+    for choose_rows, is_own in ((_choose_compiled, is_plain), (_choose_among_all, ~is_plain)):
+        rows = np.flatnonzero(is_own)
+        if not len(rows):
+            continue
+        logits = logits_nV if is_own.all() else logits_nV[rows]
+        own = choose_rows(logits, [requests[i] for i in rows], uniform_nk[rows])
+        choice.tokens_nk[rows], choice.logprobs_nk[rows] = own.tokens_nk, own.logprobs_nk
+        for i, top in zip(rows, own.top, strict=True):
+            choice.top[i] = top
+    refuse_diverged(choice.logprobs_nk)
+    return choice
+
+
+def _is_plain(request: SamplingRequest) -> bool:
+    """Whether nothing is wanted of the distribution but a token and its log-probability."""
+    return not (request.is_truncated or request.topk_sample_logprobs)
+
+
+def _choose_compiled(
+    logits_nV: Tensor, requests: Sequence[SamplingRequest], uniform_nk: np.ndarray
+) -> Choice:
+    temperatures = [r.temperature and max(r.temperature, SMALLEST_TEMPERATURE) for r in requests]
+    uniform = torch.from_numpy(np.asarray(uniform_nk, np.float64))
+    tokens_nk, chosen_nk = drawing.draw(
+        logits_nV, torch.tensor(temperatures, dtype=torch.float32), uniform
+    )
+    return Choice(tokens_nk.numpy(), chosen_nk.numpy(), [None] * len(requests))
+
+
+def _choose_among_all(
+    logits_nV: Tensor, requests: Sequence[SamplingRequest], uniform_nk: np.ndarray
+) -> Choice:
     temperature = [request.temperature for request in requests]
     logprobs_nV = tempered_logprobs(logits_nV, temperature)
     cut = [i for i, request in enumerate(requests) if request.is_truncated]
@@ -39,7 +80,6 @@ def choose(
         logprobs_nV[cut] = _truncated(logprobs_nV[cut], [requests[i] for i in cut])
     tokens_nk = draw(logprobs_nV, temperature, uniform_nk)
     chosen_nk = logprobs_nV.gather(1, tokens_nk).cpu().numpy()
-    refuse_diverged(chosen_nk)
     return Choice(tokens_nk.cpu().numpy(), chosen_nk, _top_of_rows(logprobs_nV, requests))
 
 

@@ -13,14 +13,13 @@ from tinsmith.backend.compiled.passes import normalize
 from tinsmith.backend.compiled.threads import openmp
 from tinsmith.backend.model.families import head_norm, sliding_window
 from tinsmith.backend.sampling.keys_values import RunningKeysValues
-from tinsmith.backend.sampling.packed import PackedLinear
 from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues
 
 
 class FusedLayer(nn.Module):
     """Computes what the layer it replaces does, queries, keys and values by one product."""
 
-    def __init__(self, layer: Any, qkv: PackedLinear, output: PackedLinear) -> None:
+    def __init__(self, layer: Any, qkv: nn.Module, output: nn.Module) -> None:
         super().__init__()
         attention = layer.self_attn
         config = attention.config

@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUTanh, SiLUActivation
 
+from tinsmith.backend.compiled import panels
+from tinsmith.backend.compiled.tiles import LANES
+
 # What oneDNN calls an activation, and its algorithm. Its own: PyTorch's SiLU and GELU round the
 # last elements of a tensor otherwise than the first, so that the size of the batch shows.
 ACTIVATIONS: dict[type[nn.Module], tuple[str, str]] = {
@@ -23,54 +26,94 @@ MAX_TRIED = 4096
 MAX_ROWS_TRIED = 1024
 
 
-class PackedLinear(nn.Module):
-    """x W^T + b, packed by MKL where its products can be trusted, else by oneDNN where there is
-    one; MKL's are faster, above all of few rows."""
+def packed_linear(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Module:
+    """x W^T + b, packed by MKL where its products can be trusted, else in panels where those are
+    fast, else by oneDNN where there is one."""
+    match _packing(*weight_OI.shape):
+        case "mkl":
+            return _MklLinear(weight_OI, bias_O)
+        case "onednn" if _suits_panels(weight_OI):
+            return _PanelLinear(weight_OI, bias_O)
+        case "onednn":
+            return _OnednnLinear(weight_OI, bias_O)
+        case _:
+            return _PlainLinear(weight_OI, bias_O)
+
+
+def gated_layer(
+    gate: tuple[Tensor, Tensor | None],
+    up: tuple[Tensor, Tensor | None],
+    down: tuple[Tensor, Tensor | None],
+    activation: type[nn.Module],
+) -> nn.Module:
+    """down(activation(gate(x)) * up(x)) of weights and biases, for one of ACTIVATIONS."""
+    has_bias = gate[1] is not None or up[1] is not None
+    is_panels = _packing(*gate[0].shape) == "onednn" and _suits_panels(gate[0])
+    if is_panels and activation is SiLUActivation and not has_bias:
+        return _PanelGatedLayer(gate[0], up[0], packed_linear(*down))
+    activated = _OnednnLinear(*gate, ACTIVATIONS[activation])
+    return _GatedLayer(activated, packed_linear(*up), packed_linear(*down))
+
+
+class _PlainLinear(nn.Module):
+    """Of weights as they are."""
+
+    def __init__(self, weight: Tensor, bias_O: Tensor | None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias_O
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class _MklLinear(_PlainLinear):
+    """Of weights in MKL's order."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
-        super().__init__()
-        self.bias = bias_O
-        self._packing = _packing(*weight_OI.shape)
+        super().__init__(_mkl_pack(weight_OI), bias_O)
         # MKL's operator reads no more of the plain weights than their shape.
         self._like = weight_OI.new_empty(1, 1).expand(weight_OI.shape)
-        match self._packing:
-            case "mkl":
-                self.weight = torch.ops.mkl._mkl_reorder_linear_weight(weight_OI, PACKED_FOR)
-            case "onednn":
-                self.weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI, None)
-            case _:
-                self.weight = weight_OI
 
     def forward(self, x: Tensor) -> Tensor:
-        match self._packing:
-            case "mkl":
-                num_rows = x.numel() // x.shape[-1]
-                return torch.ops.mkl._mkl_linear(x, self.weight, self._like, self.bias, num_rows)
-            case "onednn":
-                return _onednn(x, self.weight, self.bias, "none", "")
-            case _:
-                return F.linear(x, self.weight, self.bias)
+        return _mkl_linear(x, self.weight, self._like, self.bias)
 
 
-class ActivatedLinear(nn.Module):
-    """activation(x W^T + b) in one pass of oneDNN."""
+class _OnednnLinear(_PlainLinear):
+    """Of weights in oneDNN's order; activation(x W^T + b) in one pass, if one is named."""
 
     def __init__(
-        self, weight_OI: Tensor, bias_O: Tensor | None, activation: tuple[str, str]
+        self, weight_OI: Tensor, bias_O: Tensor | None, activation: tuple[str, str] = ("none", "")
     ) -> None:
-        super().__init__()
-        self.bias = bias_O
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI, None)
-        self._activation = activation
+        super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight_OI, None), bias_O)
+        self._activation, self._algorithm = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return _onednn(x, self.weight, self.bias, *self._activation)
+        """A product of two rows or more: a single one would be split otherwise (seen from 1,536
+        inputs on), so it is computed twice over."""
+        rows = x.reshape(-1, x.shape[-1])
+        if rows.shape[0] == 1:
+            rows = rows.repeat(2, 1)
+        y = torch.ops.mkldnn._linear_pointwise(
+            rows, self.weight, self.bias, self._activation, [], self._algorithm
+        )
+        return y[: x.numel() // x.shape[-1]].view(*x.shape[:-1], y.shape[-1])
 
 
-class GatedLayer(nn.Module):
-    """down(activation(gate(x)) * up(x)) of packed weights."""
+class _PanelLinear(_PlainLinear):
+    """Of weights in panels."""
 
-    def __init__(self, gate: ActivatedLinear, up: PackedLinear, down: PackedLinear) -> None:
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        super().__init__(panels.pack(weight_OI), bias_O)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = panels.multiply(x.flatten(0, -2), self.weight).view(*x.shape[:-1], -1)
+        return y if self.bias is None else y.add_(self.bias)
+
+
+class _GatedLayer(nn.Module):
+    """Of products by themselves, the first with its activation."""
+
+    def __init__(self, gate: nn.Module, up: nn.Module, down: nn.Module) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = gate, up, down
 
@@ -78,14 +121,32 @@ class GatedLayer(nn.Module):
         return self.down_proj(self.up_proj(x).mul_(self.gate_proj(x)))
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, name: str, algorithm: str) -> Tensor:
-    """A product of two rows or more: a single one would be split otherwise (seen from 1,536 inputs
-    on), so it is computed twice over."""
-    rows = x.reshape(-1, x.shape[-1])
-    if rows.shape[0] == 1:
-        rows = rows.repeat(2, 1)
-    y = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, name, [], algorithm)
-    return y[: x.numel() // x.shape[-1]].view(*x.shape[:-1], y.shape[-1])
+class _PanelGatedLayer(nn.Module):
+    """Of panels, whose products are gated before they leave a core's cache."""
+
+    def __init__(self, gate_OI: Tensor, up_OI: Tensor, down: nn.Module) -> None:
+        super().__init__()
+        self.gate, self.up = panels.pack(gate_OI), panels.pack(up_OI)
+        self.down_proj = down
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = panels.gate(x.flatten(0, -2), self.gate, self.up)
+        return self.down_proj(inner.view(*x.shape[:-1], -1))
+
+
+def _suits_panels(weight_OI: Tensor) -> bool:
+    """Whether panels are the faster ones: with registers of 16 numbers, a tenth beside oneDNN for
+    64 to 128 rows and more for fewer. With shorter ones it was not measured."""
+    return LANES == 16 and panels.can_pack(weight_OI)
+
+
+def _mkl_pack(weight_OI: Tensor) -> Tensor:
+    return torch.ops.mkl._mkl_reorder_linear_weight(weight_OI, PACKED_FOR)
+
+
+def _mkl_linear(x: Tensor, packed: Tensor, like_OI: Tensor, bias: Tensor | None) -> Tensor:
+    num_rows = x.numel() // x.shape[-1]
+    return torch.ops.mkl._mkl_linear(x, packed, like_OI, bias, num_rows)
 
 
 @cache
@@ -100,14 +161,13 @@ def _packing(num_outputs: int, num_inputs: int) -> str:
     num_outputs = min(num_outputs, MAX_TRIED)
     weight = torch.linspace(-1, 1, num_outputs * num_inputs).view(num_outputs, num_inputs).sin_()
     x = torch.linspace(-3, 3, MAX_ROWS_TRIED * num_inputs).view(-1, num_inputs).cos_()
-    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, PACKED_FOR)
-    y = torch.ops.mkl._mkl_linear(x, packed, weight, None, len(x))
+    packed = _mkl_pack(weight)
+    y = _mkl_linear(x, packed, weight, None)
     is_right = torch.allclose(y, F.linear(x, weight), rtol=0, atol=1e-5 * num_inputs)
     for bias in (None, weight[:, 0].contiguous()):
-        y = torch.ops.mkl._mkl_linear(x, packed, weight, bias, len(x))
+        y = _mkl_linear(x, packed, weight, bias)
         for start in (0, 1):  # where in memory the rows stand
             for rows in (*range(1, 18), PACKED_FOR - 1, PACKED_FOR, PACKED_FOR + 1):
-                part = x[start : start + rows]
-                z = torch.ops.mkl._mkl_linear(part, packed, weight, bias, rows)
+                z = _mkl_linear(x[start : start + rows], packed, weight, bias)
                 is_right = is_right and torch.equal(z, y[start : start + rows])
     return "mkl" if is_right else "onednn"

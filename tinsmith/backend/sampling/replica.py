@@ -12,12 +12,7 @@ from tinsmith.backend.model.base_model import BaseModel, backbone
 from tinsmith.backend.model.families import SignedRotation, fusable_layers
 from tinsmith.backend.sampling.fused_layer import FusedLayer
 from tinsmith.backend.sampling.keys_values import use_keys_values
-from tinsmith.backend.sampling.packed import (
-    ACTIVATIONS,
-    ActivatedLinear,
-    GatedLayer,
-    PackedLinear,
-)
+from tinsmith.backend.sampling.packed import ACTIVATIONS, gated_layer, packed_linear
 
 
 def make_replica(base: BaseModel, adapter: AdapterWeights | None) -> PreTrainedModel:
@@ -78,33 +73,33 @@ def _merge_all(
         return weight_OI, None if layer.bias is None else layer.bias.detach()
 
     for name, activation in _gated_layers(module):
-        gate = ActivatedLinear(*merged(f"{name}.gate_proj"), activation)
-        up, down = (PackedLinear(*merged(f"{name}.{leaf}")) for leaf in ("up_proj", "down_proj"))
-        _replace(module, name, GatedLayer(gate, up, down))
+        gate, up, down = (merged(f"{name}.{leaf}_proj") for leaf in ("gate", "up", "down"))
+        _replace(module, name, gated_layer(gate, up, down, activation))
     fusable = fusable_layers(module)
     for name, layer in fusable.items():
         weights, biases = zip(*(merged(f"{name}.self_attn.{x}_proj") for x in "qkv"), strict=True)
         bias = None if biases[0] is None else torch.cat(biases)
-        qkv = PackedLinear(torch.cat(weights), bias)
-        output = PackedLinear(*merged(f"{name}.self_attn.o_proj"))
+        qkv = packed_linear(torch.cat(weights), bias)
+        output = packed_linear(*merged(f"{name}.self_attn.o_proj"))
         _replace(module, name, FusedLayer(layer, qkv, output))
     if fusable:
         model: Any = backbone(module)
         model.rotary_emb = SignedRotation(model.rotary_emb)
     for name, _ in _linear_layers(module):
-        _replace(module, name, PackedLinear(*merged(name)))
+        _replace(module, name, packed_linear(*merged(name)))
 
 
-def _gated_layers(module: PreTrainedModel) -> list[tuple[str, tuple[str, str]]]:
-    """Layers down(activation(gate(x)) * up(x)) whose activation oneDNN has, and its name there."""
+def _gated_layers(module: PreTrainedModel) -> list[tuple[str, type[nn.Module]]]:
+    """Layers down(activation(gate(x)) * up(x)) whose activation oneDNN has, and that."""
     if not torch.backends.mkldnn.is_available():
         return []
     found = []
     for name, layer in module.named_modules():
         children = dict(layer.named_children())
         if children.keys() == {"gate_proj", "up_proj", "down_proj", "act_fn"}:
-            activation = ACTIVATIONS.get(type(children.pop("act_fn")))
-            if activation and all(isinstance(child, nn.Linear) for child in children.values()):
+            activation = type(children.pop("act_fn"))
+            is_linear = all(isinstance(child, nn.Linear) for child in children.values())
+            if activation in ACTIVATIONS and is_linear:
                 found.append((name, activation))
     return found
 
