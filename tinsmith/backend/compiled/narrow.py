@@ -18,10 +18,11 @@ from tinsmith.backend.compiled.threads import (
 )
 from tinsmith.backend.compiled.tiles import (
     FLOAT_BYTES,
+    LINE,
     TILE_COLUMNS,
     TILE_ROWS,
-    added_tile,
-    written_tile,
+    fetching_added_tile,
+    fetching_written_tile,
 )
 
 # Terms that are summed in a register before they are added to others: of a part of x that stays in
@@ -82,10 +83,11 @@ def _projector() -> Any:
                 for column in range(0, rank, TILE_COLUMNS):
                     c = output + FLOAT_BYTES * (row * output_row + column)
                     b = w + FLOAT_BYTES * (first * w_row + column)
+                    ahead = TILE_ROWS * x_row
                     if first == 0:
-                        written_tile(c, output_row, a, x_row, 1, b, w_row, depth)
+                        fetching_written_tile(c, output_row, a, x_row, 1, b, w_row, depth, ahead)
                     else:
-                        added_tile(c, output_row, a, x_row, 1, b, w_row, depth)
+                        fetching_added_tile(c, output_row, a, x_row, 1, b, w_row, depth, ahead)
 
     return compile_for_threads(project_rows)
 
@@ -103,8 +105,8 @@ def _correlator() -> Any:
                     c = output + FLOAT_BYTES * (row * output_row + column)
                     b = z + FLOAT_BYTES * (first * z_row + column)
                     if first == 0:
-                        written_tile(c, output_row, a, 1, x_row, b, z_row, depth)
+                        fetching_written_tile(c, output_row, a, 1, x_row, b, z_row, depth, LINE)
                     else:
-                        added_tile(c, output_row, a, 1, x_row, b, z_row, depth)
+                        fetching_added_tile(c, output_row, a, 1, x_row, b, z_row, depth, LINE)
 
     return compile_for_threads(correlate_rows)

@@ -18,6 +18,8 @@ LANES = 16 if "+avx512f" in _FEATURES else 8 if "+avx2" in _FEATURES else 4
 TILE_ROWS = 8 if LANES == 16 else 4
 TILE_COLUMNS = 2 * LANES
 FLOAT_BYTES = 4
+LINE = 16  # floats of a line of the cache
+BYTE = ir.IntType(8)
 FUSED = ("contract",)  # a product and its sum are one operation
 
 
@@ -26,31 +28,32 @@ def whole_width(size: int) -> int:
     return -(-size // TILE_COLUMNS) * TILE_COLUMNS
 
 
-def _tile(adds: bool) -> Any:
+def _tile(adds: bool, fetches: bool = False) -> Any:
     """C [TILE_ROWS, TILE_COLUMNS] = A B, or added to C, of A [TILE_ROWS, depth] and B [depth,
     TILE_COLUMNS].
 
     Addresses of their first numbers and distances in numbers: between the rows of C, between rows
-    and columns of A, and between the rows of B.
+    and columns of A, and between the rows of B. One that fetches has the processor read the A of
+    another tile meanwhile, so far behind this one.
     """
 
     @intrinsic
     def tile(
         _: Any, c: Any, c_row: Any, a: Any, a_row: Any, a_column: Any, b: Any, b_row: Any,
-        depth: Any,
+        depth: Any, ahead: Any = None,
     ):  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             _generate(builder, adds, *arguments)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), generate
+        return types.void(*[types.int64] * (9 if fetches else 8)), generate
 
     return tile
 
 
 def _generate(
     builder: Any, adds: bool, c: Any, c_row: Any, a: Any, a_row: Any, a_column: Any, b: Any,
-    b_row: Any, depth: Any,
+    b_row: Any, depth: Any, ahead: Any = None,
 ) -> None:  # fmt: skip
     number, vector = ir.FloatType(), ir.VectorType(ir.FloatType(), LANES)
 
@@ -72,6 +75,9 @@ def _generate(
     lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
     with cgutils.for_range(builder, depth) as loop:
         k = loop.index
+        if ahead is not None:  # every TILE_ROWS-th number of a row: lines of the cache have more
+            some_row = builder.and_(k, constant(TILE_ROWS - 1))
+            _fetch(builder, place(BYTE, a, (one, ahead), (some_row, a_row), (k, a_column)))
         rows = [
             builder.load(
                 place(vector, b, (k, b_row), (constant(n * LANES), one)), align=FLOAT_BYTES
@@ -94,7 +100,17 @@ def _generate(
         builder.store(total, at, align=FLOAT_BYTES)
 
 
+def _fetch(builder: Any, address: Any) -> None:
+    """Have the processor read what stands there, if it can, into its nearest cache."""
+    name, number = "llvm.prefetch.p0", ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    is_read, nearest, is_data = number(0), number(3), number(1)
+    builder.call(function, [address, is_read, nearest, is_data])
+
+
 written_tile, added_tile = _tile(False), _tile(True)
+fetching_written_tile, fetching_added_tile = _tile(False, True), _tile(True, True)
 
 
 @inlined
