@@ -37,16 +37,26 @@ def _tile(adds: bool, fetches: bool = False) -> Any:
     another tile meanwhile, so far behind this one.
     """
 
-    @intrinsic
-    def tile(
-        _: Any, c: Any, c_row: Any, a: Any, a_row: Any, a_column: Any, b: Any, b_row: Any,
-        depth: Any, ahead: Any = None,
-    ):  # fmt: skip
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _generate(builder, adds, *arguments)
-            return context.get_dummy_value()
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _generate(builder, adds, *arguments)
+        return context.get_dummy_value()
 
-        return types.void(*[types.int64] * (9 if fetches else 8)), generate
+    if fetches:
+
+        @intrinsic
+        def tile(
+            _: Any, c: Any, c_row: Any, a: Any, a_row: Any, a_column: Any, b: Any, b_row: Any,
+            depth: Any, ahead: Any,
+        ):  # fmt: skip
+            return types.void(*[types.int64] * 9), generate
+    else:
+
+        @intrinsic
+        def tile(
+            _: Any, c: Any, c_row: Any, a: Any, a_row: Any, a_column: Any, b: Any, b_row: Any,
+            depth: Any,
+        ):  # fmt: skip
+            return types.void(*[types.int64] * 8), generate
 
     return tile
 

@@ -24,6 +24,15 @@ class _BothWays:
     backward: Sequence[Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """Adapters as they are multiplied by: all A as one [I, R], each as wide as `width_for` has it,
+    and each s B [O, R]."""
+
+    a: Tensor
+    b: Sequence[Tensor]
+
+
 class SideBySide:
     """y = x W^T + b + s (x A^T) B^T, for frozen W and b of several layers and, if they have any,
     their adapters A and B: either all of the layers have one or none.
@@ -53,6 +62,7 @@ class SideBySide:
         self._gradient_sizes = [len(self.weight)] if has_one_gradient else self._num_outputs
         self._own = _BothWays(self.weight, self._across(self.weight))
         self._merged: _BothWays | None = None
+        self._sides: _Sides | None = None
 
     @torch.no_grad()
     def merge(self, has_backward: bool) -> None:
@@ -66,6 +76,7 @@ class SideBySide:
             torch.addmm(weight, b, a, alpha=self._scaling, out=merged)
         across = self._across(together) if has_backward else []
         self._merged = _BothWays(packed(together), [packed(weight) for weight in across])
+        self._sides = self._sides_of(self.adapters) if has_backward else None
 
     def merged_bytes(self, has_backward: bool) -> int:
         """What `merge` keeps until `unmerge`: weights that are packed once for each way."""
@@ -73,7 +84,7 @@ class SideBySide:
         return num_copies * self.weight.nbytes if self.adapters else 0
 
     def unmerge(self) -> None:
-        self._merged = None
+        self._merged = self._sides = None
 
     def forward(
         self, x: Tensor, adapters: Sequence[Tensor], has_backward: bool
@@ -84,9 +95,9 @@ class SideBySide:
         is_merged = self._merged is not None
         if not adapters or (is_merged and not has_backward):
             return y, None
-        together = self._together(adapters)
-        z = x.new_empty(len(x), len(together))
-        project(x, together.t().contiguous(), z)
+        sides = self._sides or self._sides_of(adapters)
+        z = x.new_empty(len(x), sides.a.shape[1])
+        project(x, sides.a, z)
         if not is_merged:
             parts = y.split(self._num_outputs, 1), self._by_adapter(z), adapters[1::2]
             for own_y, own_z, b in zip(*parts, strict=True):
@@ -108,14 +119,15 @@ class SideBySide:
         dx = self._input_gradient(dys) if needs_dx else None
         if z is None:
             return dx, []
+        sides = self._sides or self._sides_of(adapters)
         g, db = torch.empty_like(z), []
         own_dys = dys if len(dys) > 1 else dys[0].split(self._num_outputs, 1)
-        parts = self._by_adapter(z), self._by_adapter(g), adapters[1::2]
-        for dy, own_z, own_g, b in zip(own_dys, *parts, strict=True):
-            project(dy, _widened(b * self._scaling, own_g.shape[1]), own_g)
+        parts = self._by_adapter(z), self._by_adapter(g), sides.b, adapters[1::2]
+        for dy, own_z, own_g, scaled_b, b in zip(own_dys, *parts, strict=True):
+            project(dy, scaled_b, own_g)
             db.append(correlate(dy, own_z)[:, : b.shape[1]].mul(self._scaling))
         if dx is not None and self._merged is None:
-            dx.addmm_(g, self._together(adapters))
+            dx.addmm_(g, sides.a.t())
         by_adapter = zip(self._by_adapter(correlate(x, g)), adapters[::2], strict=True)
         da = [own[:, : len(a)].t() for own, a in by_adapter]
         return dx, [gradient for pair in zip(da, db, strict=True) for gradient in pair]
@@ -134,11 +146,11 @@ class SideBySide:
     def _across(self, weight: Tensor) -> list[Tensor]:
         return [part.t() for part in weight.split(self._gradient_sizes)]
 
-    def _together(self, adapters: Sequence[Tensor]) -> Tensor:
-        """All A [R, I], each as long as its part of z is wide."""
-        sides = adapters[::2]
-        width = width_for(len(sides[0]), sides[0].device.type, sides[0].dtype)
-        return torch.cat([_widened(a.t(), width).t() for a in sides])
+    def _sides_of(self, adapters: Sequence[Tensor]) -> _Sides:
+        first = adapters[0]
+        width = width_for(len(first), first.device.type, first.dtype)
+        a = torch.cat([_widened(a.t(), width) for a in adapters[::2]], 1)
+        return _Sides(a, [_widened(b * self._scaling, width) for b in adapters[1::2]])
 
     def _by_adapter(self, tensor: Tensor) -> Sequence[Tensor]:
         """What each adapter has of a tensor [..., R]."""
