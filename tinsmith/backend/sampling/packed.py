@@ -106,7 +106,7 @@ class _PanelLinear(_PlainLinear):
         super().__init__(panels.pack(weight_OI), bias_O)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = panels.multiply(x.flatten(0, -2), self.weight).view(*x.shape[:-1], -1)
+        y = panels.multiply(x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
         return y if self.bias is None else y.add_(self.bias)
 
 
@@ -130,7 +130,7 @@ class _PanelGatedLayer(nn.Module):
         self.down_proj = down
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = panels.gate(x.flatten(0, -2), self.gate, self.up)
+        inner = panels.gate(x.reshape(-1, x.shape[-1]), self.gate, self.up)
         return self.down_proj(inner.view(*x.shape[:-1], -1))
 
 
