@@ -4,6 +4,7 @@
 each other and with a server for every job (backend.keep_s: 0). A rule's time is that of its command
 as Snakemake takes it; its work, what run_metadata.json leaves of it without interpreter, imports
 and server; and Snakemake's own time is what a run takes beyond its commands, over all jobs alike.
+Beside them stands what any program takes that imports what a server and an export are made with.
 """
 
 import json
@@ -25,6 +26,7 @@ from tinsmith.errors import TinsmithError
 from tinsmith.files import write_json
 
 TARGET_S = 2.0
+LIBRARIES = "import transformers; from transformers import AutoModelForCausalLM; import peft"
 SIDES = {"kept servers": 60, "a server a job": 0}
 GRPO = {"kind": "grpo", "steps": 2, "problems_per_step": 8, "samples_per_problem": 4}
 CONFIG: dict[str, Any] = {
@@ -56,7 +58,8 @@ class Run:
 
 def main() -> None:
     arguments = parse_arguments("what Snakemake and set-up add to each rule", has_trial=False)
-    figures = []
+    imports_s = median(_import_s() for _ in range(arguments.repeats + 1))
+    figures = [Figure("Python importing PyTorch, transformers and peft", imports_s, "s")]
     with tempfile.TemporaryDirectory() as scratch:
         for side, keep_s in SIDES.items():
             runs = [
@@ -69,6 +72,12 @@ def main() -> None:
         arguments,
         figures=figures,
     )
+
+
+def _import_s() -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", LIBRARIES], check=True)
+    return time.perf_counter() - start
 
 
 def _figures(side: str, runs: list[Run]) -> list[Figure]:
