@@ -7,11 +7,22 @@ import numpy as np
 import pytest
 import torch
 
+from tinsmith.backend.compiled.threads import openmp
+from tinsmith.backend.sampling import choose as choosing
 from tinsmith.backend.sampling.choose import choose as choose_k
 from tinsmith.backend.sampling.request import SamplingRequest
 from tinsmith.errors import TinsmithError
 
 HALVES = [0.125, 0.5, 0.25, 0.0625, 0.0625]  # of tokens 0 to 4
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["compiled", "by PyTorch"])
+def is_compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in which a token is drawn of all."""
+    if not request.param:
+        monkeypatch.setattr(choosing, "runs_compiled", lambda _: False)
+    elif openmp() is None:
+        pytest.skip("this PyTorch's OpenMP library is not libgomp")
 
 
 def request(

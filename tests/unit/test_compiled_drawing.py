@@ -33,7 +33,7 @@ def drawn(size: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("size", SIZES)
 def test_they_are_those_of_float64_but_within_rounding_of_a_bound(size: int):
     logits, temperatures, uniform = drawn(size)
-    tokens, logprobs = drawing.draw(logits, temperatures, uniform)
+    tokens, logprobs = drawing.draw_tokens(logits, temperatures, uniform)
     top = logits.double().amax(1, keepdim=True)
     exact = torch.log_softmax((logits.double() - top) / temperatures.double()[:, None], 1)
     # Two numbers of up to 80 divided and subtracted, of which the first is rounded to float32.
@@ -49,7 +49,7 @@ def test_what_has_no_probability_is_not_drawn():
     logits = torch.full((2, 3 * drawing.BLOCK), -math.inf)
     logits[:, 2 * drawing.BLOCK - 3 : 2 * drawing.BLOCK - 1] = torch.tensor([3.0, 3.0])
     uniform = torch.tensor([[0.0, 0.49, 0.51, LAST]] * 2, dtype=torch.float64)
-    tokens, logprobs = drawing.draw(logits, torch.tensor([1.0, 0.1]), uniform)
+    tokens, logprobs = drawing.draw_tokens(logits, torch.tensor([1.0, 0.1]), uniform)
     first = 2 * drawing.BLOCK - 3
     assert tokens.tolist() == [[first, first, first + 1, first + 1]] * 2
     assert logprobs.flatten().tolist() == pytest.approx([math.log(0.5)] * 8)
@@ -58,7 +58,7 @@ def test_what_has_no_probability_is_not_drawn():
 def test_a_greedy_row_takes_the_first_of_the_likeliest_at_temperature_1():
     logits = torch.zeros(1, drawing.BLOCK + 9)
     logits[0, [7, drawing.BLOCK + 1]] = 2.0
-    tokens, logprobs = drawing.draw(
+    tokens, logprobs = drawing.draw_tokens(
         logits, torch.zeros(1), torch.tensor([[0.0, LAST]], dtype=torch.float64)
     )
     assert tokens.tolist() == [[7, 7]]
@@ -67,11 +67,14 @@ def test_a_greedy_row_takes_the_first_of_the_likeliest_at_temperature_1():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_useless_logits_give_useless_log_probabilities(bad: float, temperature: float):
-    logits = torch.randn(1, 2 * drawing.BLOCK)
-    logits[0, 300] = bad
-    tokens, logprobs = drawing.draw(
+@pytest.mark.parametrize("where", [300, slice(None)])
+@pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf])
+def test_useless_logits_give_useless_log_probabilities(
+    bad: float, where: int | slice, temperature: float
+):
+    logits = torch.linspace(-3, 3, 2 * drawing.BLOCK)[None].clone()
+    logits[0, where] = bad
+    tokens, logprobs = drawing.draw_tokens(
         logits, torch.tensor([temperature]), torch.tensor([[0.7]], dtype=torch.float64)
     )
     assert 0 <= tokens.item() < logits.shape[1]
@@ -84,10 +87,10 @@ def test_a_rows_draws_are_its_own_bit_for_bit(size: int):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        together = drawing.draw(logits, temperatures, uniform)
+        together = drawing.draw_tokens(logits, temperatures, uniform)
         torch.set_num_threads(1)
         alone = [
-            drawing.draw(logits[i : i + 1], temperatures[i : i + 1], uniform[i : i + 1])
+            drawing.draw_tokens(logits[i : i + 1], temperatures[i : i + 1], uniform[i : i + 1])
             for i in range(NUM_ROWS)
         ]
     finally:

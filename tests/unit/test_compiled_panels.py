@@ -45,7 +45,7 @@ def close_to(found: Tensor, exact: Tensor) -> None:
 @pytest.mark.parametrize("num_rows", LENGTHS)
 def test_they_are_those_of_the_formula(num_rows: int, size: int, num_tiles: int):
     x, gate, up = drawn(num_rows, size, num_tiles)
-    assert panels.can_pack(gate)
+    assert panels.can_pack(*gate.shape)
     gates, ups = panels.pack(gate), panels.pack(up)
     exact_gate, exact_up = (x.double() @ w.double().t() for w in (gate, up))
     close_to(panels.multiply(x, gates), exact_gate)
@@ -74,10 +74,13 @@ def test_a_rows_numbers_are_its_own_bit_for_bit(size: int):
             assert torch.equal(panels.gate(part, gates, ups), together[1][start:stop])
 
 
-def test_what_does_not_consist_of_panels_is_not_packed():
-    whole = torch.randn(TILE_COLUMNS, 5)
-    for other in (whole[:-1], whole[:0], whole[:, :0], whole.double(), whole.bfloat16()):
-        assert not panels.can_pack(other)
+@pytest.mark.parametrize("shape", [(TILE_COLUMNS - 1, 5), (0, 5), (TILE_COLUMNS, 0)])
+def test_what_does_not_consist_of_panels_is_not_packed(shape: tuple[int, int]):
+    assert not panels.can_pack(*shape)
+
+
+def test_a_layer_whose_weights_do_not_consist_of_panels_is_packed_otherwise():
+    assert packed._packing(TILE_COLUMNS - 1, 5) != "panels"
 
 
 @pytest.mark.parametrize("activation", [SiLUActivation, GELUTanh])
@@ -86,10 +89,11 @@ def test_what_does_not_consist_of_panels_is_not_packed():
 def test_whoever_packs_a_layer_computes_it(
     packing: str, has_bias: bool, activation: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch has no oneDNN")
     if packing == "mkl" and not torch.backends.mkl.is_available():
         pytest.skip("this PyTorch has no MKL")
-    monkeypatch.setattr(packed, "_packing", lambda *_: packing.replace("panels", "onednn"))
-    monkeypatch.setattr(packed, "_suits_panels", lambda _: packing == "panels")
+    monkeypatch.setattr(packed, "_packing", lambda *_: packing)
     torch.manual_seed(0)
     size, inner = 48, 3 * TILE_COLUMNS
     shapes = [(inner, size), (inner, size), (TILE_COLUMNS, inner)]
@@ -97,8 +101,9 @@ def test_whoever_packs_a_layer_computes_it(
     biases = [torch.randn(len(weight)) if has_bias else None for weight in weights]
     gate, up, down = zip(weights, biases, strict=True)
     layer = packed.gated_layer(gate, up, down, activation)
-    assert any("Panel" in type(part).__name__ for part in layer.modules()) == (packing == "panels")
-    x = torch.randn(3, 2, size)  # and one row, as the check at the start computes it
+    is_gated_by_panels = activation is SiLUActivation and packing == "panels" and not has_bias
+    assert isinstance(layer, packed._PanelGatedLayer) == is_gated_by_panels
+    x = torch.randn(3, 2, size)
 
     def exact(x: Tensor, pair: tuple[Tensor, Tensor | None]) -> Tensor:
         bias = None if pair[1] is None else pair[1].double()

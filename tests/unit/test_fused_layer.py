@@ -1,6 +1,6 @@
 """A replica in float32 on the CPU computes in few operations what transformers computes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from tests.batches import Client, finish, request
 from tests.families import llama, mistral, qwen2, qwen2_moe, qwen3_gelu
+from tinsmith.backend.compiled import threads
 from tinsmith.backend.model.base_model import BaseModel, decoder_layers
 from tinsmith.backend.sampling import fused_layer, keys_values, packed
 from tinsmith.backend.sampling.batch import SamplingBatch
@@ -19,6 +20,13 @@ from tinsmith.backend.sampling.replica import make_replica
 TOLERANCE = 2e-5  # nats, of some 4 to 10
 
 
+@pytest.fixture(autouse=True)
+def packing_is_chosen_anew() -> Iterator[None]:
+    packed._packing.cache_clear()
+    yield
+    packed._packing.cache_clear()
+
+
 @pytest.mark.parametrize("is_libgomp", [True, False])
 @pytest.mark.parametrize("make", [llama, mistral, qwen2, qwen3_gelu])
 def test_log_probabilities_of_fused_layers_are_those_of_plain_transformers_in_float64(
@@ -26,7 +34,7 @@ def test_log_probabilities_of_fused_layers_are_those_of_plain_transformers_in_fl
 ):
     """Where PyTorch's OpenMP library is another one, its own functions are used."""
     if not is_libgomp:
-        for place in (fused_layer, keys_values):
+        for place in (fused_layer, keys_values, packed, threads):
             monkeypatch.setattr(place, "openmp", lambda: None)
     layers = decoder_layers(sampled_as_in_float64(make))
     assert layers is not None
@@ -86,12 +94,10 @@ def test_products_that_would_depend_on_the_number_of_rows_are_not_left_to_mkl(
             return rows * (1 + error * len(x))
 
     monkeypatch.setattr(torch.ops, "mkl", Rows)
-    packed._packing.cache_clear()
     assert packed._packing(500, 64) == "mkl"
     error = 1e-7
     packed._packing.cache_clear()
     assert packed._packing(500, 64) == "onednn"
-    packed._packing.cache_clear()
 
 
 class _NoTokenizer:

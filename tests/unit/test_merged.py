@@ -25,6 +25,7 @@ from tinsmith.backend.model.merged import (
     merged_bytes,
     pays_to_merge,
 )
+from tinsmith.backend.model.narrow_products import width_for
 from tinsmith.backend.model.packed_attention import num_scores
 from tinsmith.backend.model.score import score
 from tinsmith.backend.model.shared_prompts import find_groups, pack
@@ -142,19 +143,29 @@ def test_merged_weights_are_part_of_the_memory_that_a_request_may_take(
 def test_merged_weights_take_what_is_said_of_them(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch, is_packed: bool, has_backward: bool
 ):
-    """Packed ones exist once for each way; of those that are not, one way is a view."""
+    """Packed ones exist once for each way; of those that are not, one way is a view. What adapters'
+    gradients take is as wide as they are multiplied by."""
     monkeypatch.setattr(products, "_prefers_onednn", lambda: is_packed)
     module = adapted(base)
     parts = [product for layer in _adapted(module) for product in layer.products()]
     once = sum(product.weight.nbytes for product in parts)
     passing = max(product.weight.nbytes for product in parts)
     expected = once * (1 + has_backward) + passing if is_packed else once
+    pairs = [pair for p in parts for pair in zip(p.adapters[::2], p.adapters[1::2], strict=True)]
+    widths = [width_for(len(a), "cpu", a.dtype) for a, _ in pairs]
+    expected += sum(
+        width * (a.shape[1] + len(b)) * a.itemsize
+        for width, (a, b) in zip(widths, pairs, strict=True)
+    )
     assert merged_bytes(module, has_backward) == expected
     with merged_adapters(module, has_backward):
-        weights = [product._present for layer in _adapted(module) for product in merged_of(layer)]
+        merged = [product._merged for layer in _adapted(module) for product in merged_of(layer)]
+        weights = [one.weight for one in merged if one is not None]
+        assert len(weights) == len(parts)
         assert all(one.forward.is_mkldnn == is_packed for one in weights)
         assert all(len(one.backward) == 0 for one in weights) == (not has_backward)
         tensors = [tensor for one in weights for tensor in (one.forward, *one.backward)]
+        tensors += [tensor for one in merged if one for tensor in (one.all_a, *one.scaled_b)]
         assert sum(map(own_bytes, tensors)) == expected - (passing if is_packed else 0)
 
 

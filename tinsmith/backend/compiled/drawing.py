@@ -30,7 +30,7 @@ from tinsmith.backend.compiled.threads import (
 BLOCK = 256
 
 
-def draw(logits: Tensor, temperatures: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def draw_tokens(logits: Tensor, temperatures: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens [N, K] of softmax(logits / temperature), by inverting its cumulated probabilities at
     `uniform` [N, K] in [0, 1), and their log-probabilities in it.
 
@@ -39,6 +39,7 @@ def draw(logits: Tensor, temperatures: Tensor, uniform: Tensor) -> tuple[Tensor,
     """
     (n, size), num_draws = logits.shape, uniform.shape[1]
     assert temperatures.shape == (n,)
+    assert len(uniform) == n
     tokens = torch.empty(n, num_draws, dtype=torch.int64)
     logprobs = logits.new_empty(n, num_draws)
     sums = logits.new_empty(n, -(-size // BLOCK))
@@ -74,10 +75,9 @@ def _drawer() -> Any:
                 own_sums[block] = block_sum
                 total += np.float64(block_sum)
             normalizer = math.log(total)
+            token = _first_equal(x, top) if is_greedy else 0
             for k in range(num_draws):
-                if is_greedy:
-                    token = _first_equal(x, top)
-                else:
+                if not is_greedy:
                     goal = uniform[row, k] * total
                     token = _first_above(x, top, temperature, own_sums, goal)
                 tokens[row, k] = token

@@ -76,14 +76,13 @@ def _projector() -> Any:
         # Behind the last whole tile its thread computes what is left, and rows of that tile again.
         more = 1 if stop == num_tiles and n % TILE_ROWS > 0 else 0
         for tile in range(start, stop + more):
-            row = min(tile * TILE_ROWS, n - TILE_ROWS)
+            row, ahead = min(tile * TILE_ROWS, n - TILE_ROWS), TILE_ROWS * x_row
             for first in range(0, size, TERMS):
                 depth = min(TERMS, size - first)
                 a = x + FLOAT_BYTES * (row * x_row + first)
                 for column in range(0, rank, TILE_COLUMNS):
                     c = output + FLOAT_BYTES * (row * output_row + column)
                     b = w + FLOAT_BYTES * (first * w_row + column)
-                    ahead = TILE_ROWS * x_row
                     if first == 0:
                         fetching_written_tile(c, output_row, a, x_row, 1, b, w_row, depth, ahead)
                     else:

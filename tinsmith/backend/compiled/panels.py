@@ -1,12 +1,13 @@
 """Products of few rows with weights that are packed once, on a CPU in float32.
 
-Weights lie in panels, of as many outputs as a tile is wide, and are read one after the other: each
-once, whatever the number of rows. Libraries pack for many rows, and take longer for few.
+Weights lie in panels, of as many outputs as a tile is wide, which are read one after the other,
+once for a block of rows. Libraries pack for many rows, and take longer for few.
 
 An output is summed in an order that the number of inputs alone decides, so that neither the rows
 beside it nor the number of threads show in it.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -23,7 +24,6 @@ from tinsmith.backend.compiled.threads import (
     inlined,
     own_share,
     run_on_threads,
-    runs_compiled,
 )
 from tinsmith.backend.compiled.tiles import (
     FLOAT_BYTES,
@@ -34,12 +34,14 @@ from tinsmith.backend.compiled.tiles import (
 )
 
 TERMS = 512  # that are summed in a register before they are added to others
-BLOCK_ROWS = 128  # of x, which stay in a core's cache while panels are read
+# Of x, that are multiplied by a panel while it is in a core's cache; up to some 1,500 inputs wide
+# they stay there themselves.
+BLOCK_ROWS = 128
 
 
-def can_pack(weight: Tensor) -> bool:
-    """Whether a weight [O, I] consists of whole panels."""
-    return runs_compiled(weight) and weight.shape[0] % TILE_COLUMNS == 0 < weight.numel()
+def can_pack(num_outputs: int, num_inputs: int) -> bool:
+    """Whether a weight of a shape consists of whole panels."""
+    return num_outputs % TILE_COLUMNS == 0 and num_outputs > 0 and num_inputs > 0
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -49,32 +51,33 @@ def pack(weight: Tensor) -> Tensor:
 
 def multiply(x: Tensor, panels: Tensor) -> Tensor:
     """x W^T [N, O] of x [N, I] and the panels of W."""
-    return _run(_multiplier(), x, panels)
+    return _run(_multiplier(), x, [panels])
 
 
 def gate(x: Tensor, gates: Tensor, ups: Tensor) -> Tensor:
     """silu(x G^T) (x U^T) [N, O] of x [N, I] and the panels of G and U, of one size."""
     assert gates.shape == ups.shape
-    return _run(_gate(), x, gates, ups)
+    tiles = x.new_empty(torch.get_num_threads(), TILE_ROWS, TILE_COLUMNS)
+    return _run(_gate(), x, [gates, ups], tiles)
 
 
-def _run(function: Any, x: Tensor, *weights: Tensor) -> Tensor:
+def _run(function: Any, x: Tensor, weights: Sequence[Tensor], *room: Tensor) -> Tensor:
     num_rows, size = x.shape
     num_panels = len(weights[0])
     assert weights[0].shape[1] == size
-    x = F.pad(x, (0, 0, 0, max(0, TILE_ROWS - num_rows))).contiguous()
+    if num_rows < TILE_ROWS:
+        x = F.pad(x, (0, 0, 0, TILE_ROWS - num_rows))
+    x = x.contiguous()
     y = x.new_empty(len(x), num_panels * TILE_COLUMNS)
-    threads = torch.get_num_threads()
-    tiles = x.new_empty(threads, TILE_ROWS, TILE_COLUMNS)
-    numbers = [len(x), size, num_panels, *map(address, (x, *weights, y, tiles))]
-    run_on_threads(function, threads, numbers)
+    numbers = [len(x), size, num_panels, *map(address, (x, *weights, y, *room))]
+    run_on_threads(function, torch.get_num_threads(), numbers)
     return y[:num_rows]
 
 
 @cache
 def _multiplier() -> Any:
     def multiply_rows(argument):
-        n, size, num_panels, x, w, y, _ = array(argument, 7)
+        n, size, num_panels, x, w, y = array(argument, 6)
         _, start, stop = own_share(num_panels)
         width = num_panels * TILE_COLUMNS
         for block in range(0, n, BLOCK_ROWS):

@@ -28,37 +28,43 @@ def whole_width(size: int) -> int:
     return -(-size // TILE_COLUMNS) * TILE_COLUMNS
 
 
-def _tile(adds: bool, fetches: bool = False) -> Any:
+def _tile(adds: bool) -> Any:
     """C [TILE_ROWS, TILE_COLUMNS] = A B, or added to C, of A [TILE_ROWS, depth] and B [depth,
     TILE_COLUMNS].
 
     Addresses of their first numbers and distances in numbers: between the rows of C, between rows
-    and columns of A, and between the rows of B. One that fetches has the processor read the A of
-    another tile meanwhile, so far behind this one.
+    and columns of A, and between the rows of B.
     """
 
+    @intrinsic
+    def tile(
+        _: Any, c: Any, c_row: Any, a: Any, a_row: Any, a_column: Any, b: Any, b_row: Any,
+        depth: Any,
+    ):  # fmt: skip
+        return types.void(*[types.int64] * 8), _generator(adds)
+
+    return tile
+
+
+def _fetching_tile(adds: bool) -> Any:
+    """As `_tile`; meanwhile the processor reads the A of another one, so far behind this one."""
+
+    @intrinsic
+    def tile(
+        _: Any, c: Any, c_row: Any, a: Any, a_row: Any, a_column: Any, b: Any, b_row: Any,
+        depth: Any, ahead: Any,
+    ):  # fmt: skip
+        return types.void(*[types.int64] * 9), _generator(adds)
+
+    return tile
+
+
+def _generator(adds: bool) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _generate(builder, adds, *arguments)
         return context.get_dummy_value()
 
-    if fetches:
-
-        @intrinsic
-        def tile(
-            _: Any, c: Any, c_row: Any, a: Any, a_row: Any, a_column: Any, b: Any, b_row: Any,
-            depth: Any, ahead: Any,
-        ):  # fmt: skip
-            return types.void(*[types.int64] * 9), generate
-    else:
-
-        @intrinsic
-        def tile(
-            _: Any, c: Any, c_row: Any, a: Any, a_row: Any, a_column: Any, b: Any, b_row: Any,
-            depth: Any,
-        ):  # fmt: skip
-            return types.void(*[types.int64] * 8), generate
-
-    return tile
+    return generate
 
 
 def _generate(
@@ -85,9 +91,11 @@ def _generate(
     lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
     with cgutils.for_range(builder, depth) as loop:
         k = loop.index
-        if ahead is not None:  # every TILE_ROWS-th number of a row: lines of the cache have more
+        if ahead is not None:
+            # A number of each column, and so of each line of the cache: a row has one every
+            # TILE_ROWS columns, or the rows of a column are in one line.
             some_row = builder.and_(k, constant(TILE_ROWS - 1))
-            _fetch(builder, place(BYTE, a, (one, ahead), (some_row, a_row), (k, a_column)))
+            fetch(builder, place(BYTE, a, (one, ahead), (some_row, a_row), (k, a_column)))
         rows = [
             builder.load(
                 place(vector, b, (k, b_row), (constant(n * LANES), one)), align=FLOAT_BYTES
@@ -110,8 +118,9 @@ def _generate(
         builder.store(total, at, align=FLOAT_BYTES)
 
 
-def _fetch(builder: Any, address: Any) -> None:
-    """Have the processor read what stands there, if it can, into its nearest cache."""
+def fetch(builder: Any, address: Any) -> None:
+    """Have the processor read what stands at a pointer to bytes into its cache; there may be
+    nothing."""
     name, number = "llvm.prefetch.p0", ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), number, number, number])
     function = cgutils.get_or_insert_function(builder.module, kind, name)
@@ -120,7 +129,7 @@ def _fetch(builder: Any, address: Any) -> None:
 
 
 written_tile, added_tile = _tile(False), _tile(True)
-fetching_written_tile, fetching_added_tile = _tile(False, True), _tile(True, True)
+fetching_written_tile, fetching_added_tile = _fetching_tile(False), _fetching_tile(True)
 
 
 @inlined

@@ -25,12 +25,13 @@ class _BothWays:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sides:
-    """Adapters as they are multiplied by: all A as one [I, R], each as wide as `width_for` has it,
-    and each s B [O, R]."""
+class _Merged:
+    """W + s B A, and what its adapters' gradients are products with: all A as one [I, R] and each
+    s B [O, R]."""
 
-    a: Tensor
-    b: Sequence[Tensor]
+    weight: _BothWays
+    all_a: Tensor
+    scaled_b: Sequence[Tensor]
 
 
 class SideBySide:
@@ -61,8 +62,7 @@ class SideBySide:
         self._scaling: float = adapted[0].scaling[ADAPTER] if adapted else 0.0
         self._gradient_sizes = [len(self.weight)] if has_one_gradient else self._num_outputs
         self._own = _BothWays(self.weight, self._across(self.weight))
-        self._merged: _BothWays | None = None
-        self._sides: _Sides | None = None
+        self._merged: _Merged | None = None
 
     @torch.no_grad()
     def merge(self, has_backward: bool) -> None:
@@ -75,16 +75,22 @@ class SideBySide:
         for weight, merged, a, b in zip(*parts, *adapters, strict=True):
             torch.addmm(weight, b, a, alpha=self._scaling, out=merged)
         across = self._across(together) if has_backward else []
-        self._merged = _BothWays(packed(together), [packed(weight) for weight in across])
-        self._sides = self._sides_of(self.adapters) if has_backward else None
+        weight = _BothWays(packed(together), [packed(weight) for weight in across])
+        adapters = self.adapters
+        self._merged = _Merged(weight, self._all_a(adapters), self._scaled_b(adapters))
 
     def merged_bytes(self, has_backward: bool) -> int:
-        """What `merge` keeps until `unmerge`: weights that are packed once for each way."""
+        """What `merge` keeps until `unmerge`: weights that are packed once for each way, and the
+        adapters."""
+        if not self.adapters:
+            return 0
         num_copies = 2 if has_backward and suits_onednn(self.weight) else 1
-        return num_copies * self.weight.nbytes if self.adapters else 0
+        num_sides = len(self._num_outputs) * self.weight.shape[1] + len(self.weight)
+        side_bytes = self._width(self.adapters) * self.adapters[0].itemsize
+        return num_copies * self.weight.nbytes + num_sides * side_bytes
 
     def unmerge(self) -> None:
-        self._merged = self._sides = None
+        self._merged = None
 
     def forward(
         self, x: Tensor, adapters: Sequence[Tensor], has_backward: bool
@@ -95,9 +101,9 @@ class SideBySide:
         is_merged = self._merged is not None
         if not adapters or (is_merged and not has_backward):
             return y, None
-        sides = self._sides or self._sides_of(adapters)
-        z = x.new_empty(len(x), sides.a.shape[1])
-        project(x, sides.a, z)
+        all_a = self._merged.all_a if self._merged else self._all_a(adapters)
+        z = x.new_empty(len(x), all_a.shape[1])
+        project(x, all_a, z)
         if not is_merged:
             parts = y.split(self._num_outputs, 1), self._by_adapter(z), adapters[1::2]
             for own_y, own_z, b in zip(*parts, strict=True):
@@ -119,15 +125,15 @@ class SideBySide:
         dx = self._input_gradient(dys) if needs_dx else None
         if z is None:
             return dx, []
-        sides = self._sides or self._sides_of(adapters)
+        scaled_b = self._merged.scaled_b if self._merged else self._scaled_b(adapters)
         g, db = torch.empty_like(z), []
         own_dys = dys if len(dys) > 1 else dys[0].split(self._num_outputs, 1)
-        parts = self._by_adapter(z), self._by_adapter(g), sides.b, adapters[1::2]
-        for dy, own_z, own_g, scaled_b, b in zip(own_dys, *parts, strict=True):
-            project(dy, scaled_b, own_g)
+        parts = self._by_adapter(z), self._by_adapter(g), scaled_b, adapters[1::2]
+        for dy, own_z, own_g, own_b, b in zip(own_dys, *parts, strict=True):
+            project(dy, own_b, own_g)
             db.append(correlate(dy, own_z)[:, : b.shape[1]].mul(self._scaling))
         if dx is not None and self._merged is None:
-            dx.addmm_(g, sides.a.t())
+            dx.addmm_(g, self._all_a(adapters).t())
         by_adapter = zip(self._by_adapter(correlate(x, g)), adapters[::2], strict=True)
         da = [own[:, : len(a)].t() for own, a in by_adapter]
         return dx, [gradient for pair in zip(da, db, strict=True) for gradient in pair]
@@ -141,16 +147,23 @@ class SideBySide:
 
     @property
     def _present(self) -> _BothWays:
-        return self._merged or self._own
+        return self._merged.weight if self._merged else self._own
 
     def _across(self, weight: Tensor) -> list[Tensor]:
         return [part.t() for part in weight.split(self._gradient_sizes)]
 
-    def _sides_of(self, adapters: Sequence[Tensor]) -> _Sides:
+    def _all_a(self, adapters: Sequence[Tensor]) -> Tensor:
+        width = self._width(adapters)
+        return torch.cat([_widened(a.t(), width) for a in adapters[::2]], 1)
+
+    def _scaled_b(self, adapters: Sequence[Tensor]) -> list[Tensor]:
+        width = self._width(adapters)
+        return [_widened(b * self._scaling, width) for b in adapters[1::2]]
+
+    def _width(self, adapters: Sequence[Tensor]) -> int:
+        """Of what each adapter has of z."""
         first = adapters[0]
-        width = width_for(len(first), first.device.type, first.dtype)
-        a = torch.cat([_widened(a.t(), width) for a in adapters[::2]], 1)
-        return _Sides(a, [_widened(b * self._scaling, width) for b in adapters[1::2]])
+        return width_for(len(first), first.device.type, first.dtype)
 
     def _by_adapter(self, tensor: Tensor) -> Sequence[Tensor]:
         """What each adapter has of a tensor [..., R]."""

@@ -16,8 +16,8 @@ from tinsmith.backend.sampling.prompt_scores import score_prompt
 from tinsmith.backend.sampling.stop import stop_reason
 from tinsmith.backend.sampling.waiting import Waiting
 
-# Elements of one block of logits; drawing from it takes some six times its memory. On a CPU larger
-# blocks than the trainer's, since each block reads the whole unembedding again.
+# Elements of one block of logits; drawing from it takes some six times its memory, unless that is
+# compiled. On a CPU larger blocks than the trainer's: each reads the whole unembedding again.
 MAX_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
 # Prefills of a full token budget before the running rows get their next token.
 MAX_PREFILLS = 4

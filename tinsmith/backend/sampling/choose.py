@@ -42,8 +42,8 @@ def choose(
     # Each row by its own way, whatever is beside it.
     is_plain = np.array([runs_compiled(logits_nV) and _is_plain(request) for request in requests])
     for choose_rows, is_own in ((_choose_compiled, is_plain), (_choose_among_all, ~is_plain)):
-        rows = np.flatnonzero(is_own)
-        if not len(rows):
+        rows = np.flatnonzero(is_own).tolist()
+        if not rows:
             continue
         logits = logits_nV if is_own.all() else logits_nV[rows]
         own = choose_rows(logits, [requests[i] for i in rows], uniform_nk[rows])
@@ -64,7 +64,7 @@ def _choose_compiled(
 ) -> Choice:
     temperatures = [r.temperature and max(r.temperature, SMALLEST_TEMPERATURE) for r in requests]
     uniform = torch.from_numpy(np.asarray(uniform_nk, np.float64))
-    tokens_nk, chosen_nk = drawing.draw(
+    tokens_nk, chosen_nk = drawing.draw_tokens(
         logits_nV, torch.tensor(temperatures, dtype=torch.float32), uniform
     )
     return Choice(tokens_nk.numpy(), chosen_nk.numpy(), [None] * len(requests))

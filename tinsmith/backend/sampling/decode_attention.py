@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -28,8 +26,7 @@ from tinsmith.backend.compiled.threads import (
     own_share,
     run_on_threads,
 )
-
-FLOAT_BYTES, LINE_BYTES = 4, 64
+from tinsmith.backend.compiled.tiles import BYTE, FLOAT_BYTES, LINE, fetch
 
 
 def attend_rows(
@@ -158,11 +155,7 @@ def _prefetch(_: Any, address: Any):
     """Have the cache line at an address read meanwhile; any address will do."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        to_read, soon, data = number(0), number(2), number(1)
-        builder.call(call, [builder.inttoptr(arguments[0], pointer), to_read, soon, data])
+        fetch(builder, builder.inttoptr(arguments[0], BYTE.as_pointer()))
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
@@ -172,5 +165,5 @@ def _prefetch(_: Any, address: Any):
 def _fetch(tensor, t):
     """Have what is at a place read meanwhile; there may be none."""
     width = FLOAT_BYTES * tensor.shape[1]
-    for byte in range(0, width, LINE_BYTES):
+    for byte in range(0, width, FLOAT_BYTES * LINE):
         _prefetch(tensor.ctypes.data + width * t + byte)  # pyright: ignore[reportCallIssue]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.activations import GELUTanh, SiLUActivation
 
 from tinsmith.backend.compiled import panels
+from tinsmith.backend.compiled.threads import openmp
 from tinsmith.backend.compiled.tiles import LANES
 
 # What oneDNN calls an activation, and its algorithm. Its own: PyTorch's SiLU and GELU round the
@@ -32,7 +33,7 @@ def packed_linear(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Module:
     match _packing(*weight_OI.shape):
         case "mkl":
             return _MklLinear(weight_OI, bias_O)
-        case "onednn" if _suits_panels(weight_OI):
+        case "panels":
             return _PanelLinear(weight_OI, bias_O)
         case "onednn":
             return _OnednnLinear(weight_OI, bias_O)
@@ -48,26 +49,30 @@ def gated_layer(
 ) -> nn.Module:
     """down(activation(gate(x)) * up(x)) of weights and biases, for one of ACTIVATIONS."""
     has_bias = gate[1] is not None or up[1] is not None
-    is_panels = _packing(*gate[0].shape) == "onednn" and _suits_panels(gate[0])
+    is_panels = _packing(*gate[0].shape) == "panels"
     if is_panels and activation is SiLUActivation and not has_bias:
         return _PanelGatedLayer(gate[0], up[0], packed_linear(*down))
     activated = _OnednnLinear(*gate, ACTIVATIONS[activation])
     return _GatedLayer(activated, packed_linear(*up), packed_linear(*down))
 
 
-class _PlainLinear(nn.Module):
-    """Of weights as they are."""
+class _Linear(nn.Module):
+    """x W^T + b of a weight in an order of its own."""
 
     def __init__(self, weight: Tensor, bias_O: Tensor | None) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias_O
 
+
+class _PlainLinear(_Linear):
+    """By weights as they are."""
+
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
 
-class _MklLinear(_PlainLinear):
-    """Of weights in MKL's order."""
+class _MklLinear(_Linear):
+    """By weights in MKL's order."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         super().__init__(_mkl_pack(weight_OI), bias_O)
@@ -78,8 +83,8 @@ class _MklLinear(_PlainLinear):
         return _mkl_linear(x, self.weight, self._like, self.bias)
 
 
-class _OnednnLinear(_PlainLinear):
-    """Of weights in oneDNN's order; activation(x W^T + b) in one pass, if one is named."""
+class _OnednnLinear(_Linear):
+    """By weights in oneDNN's order; activation(x W^T + b) in one pass, if one is named."""
 
     def __init__(
         self, weight_OI: Tensor, bias_O: Tensor | None, activation: tuple[str, str] = ("none", "")
@@ -99,19 +104,20 @@ class _OnednnLinear(_PlainLinear):
         return y[: x.numel() // x.shape[-1]].view(*x.shape[:-1], y.shape[-1])
 
 
-class _PanelLinear(_PlainLinear):
-    """Of weights in panels."""
+class _PanelLinear(_Linear):
+    """By weights in panels."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         super().__init__(panels.pack(weight_OI), bias_O)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = panels.multiply(x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+        y = panels.multiply(x.reshape(-1, x.shape[-1]), self.weight)
+        y = y.view(*x.shape[:-1], y.shape[-1])
         return y if self.bias is None else y.add_(self.bias)
 
 
 class _GatedLayer(nn.Module):
-    """Of products by themselves, the first with its activation."""
+    """Of three products, each by itself; the gate's has the activation in it."""
 
     def __init__(self, gate: nn.Module, up: nn.Module, down: nn.Module) -> None:
         super().__init__()
@@ -131,13 +137,7 @@ class _PanelGatedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = panels.gate(x.reshape(-1, x.shape[-1]), self.gate, self.up)
-        return self.down_proj(inner.view(*x.shape[:-1], -1))
-
-
-def _suits_panels(weight_OI: Tensor) -> bool:
-    """Whether panels are the faster ones: with registers of 16 numbers, a tenth beside oneDNN for
-    64 to 128 rows and more for fewer. With shorter ones it was not measured."""
-    return LANES == 16 and panels.can_pack(weight_OI)
+        return self.down_proj(inner.view(*x.shape[:-1], inner.shape[-1]))
 
 
 def _mkl_pack(weight_OI: Tensor) -> Tensor:
@@ -151,13 +151,24 @@ def _mkl_linear(x: Tensor, packed: Tensor, like_OI: Tensor, bias: Tensor | None)
 
 @cache
 def _packing(num_outputs: int, num_inputs: int) -> str:
-    """Who packs weights of a shape. MKL promises that what it packed for some number of rows serves
-    that number alone; in fact it serves every number, and a row of small weights alone is summed
-    otherwise. So what is relied on is tried first."""
-    if not torch.backends.mkldnn.is_available():
-        return "none"
-    if not torch.backends.mkl.is_available():
-        return "onednn"
+    """Who packs weights of a shape.
+
+    With registers of 16 numbers products with panels take a tenth less time than oneDNN's of 64 to
+    128 rows, half as much of 8 or fewer, and as much of thousands; with shorter ones they were not
+    measured.
+    """
+    is_onednn = torch.backends.mkldnn.is_available()
+    if is_onednn and torch.backends.mkl.is_available() and _is_mkl_right(num_outputs, num_inputs):
+        return "mkl"
+    if LANES == 16 and openmp() is not None and panels.can_pack(num_outputs, num_inputs):
+        return "panels"
+    return "onednn" if is_onednn else "none"
+
+
+def _is_mkl_right(num_outputs: int, num_inputs: int) -> bool:
+    """MKL promises that what it packed for some number of rows serves that number alone; in fact it
+    serves every number, and a row of small weights alone is summed otherwise. So what is relied on
+    is tried first."""
     num_outputs = min(num_outputs, MAX_TRIED)
     weight = torch.linspace(-1, 1, num_outputs * num_inputs).view(num_outputs, num_inputs).sin_()
     x = torch.linspace(-3, 3, MAX_ROWS_TRIED * num_inputs).view(-1, num_inputs).cos_()
@@ -170,4 +181,4 @@ def _packing(num_outputs: int, num_inputs: int) -> str:
             for rows in (*range(1, 18), PACKED_FOR - 1, PACKED_FOR, PACKED_FOR + 1):
                 z = _mkl_linear(x[start : start + rows], packed, weight, bias)
                 is_right = is_right and torch.equal(z, y[start : start + rows])
-    return "mkl" if is_right else "onednn"
+    return is_right

@@ -72,9 +72,12 @@ def _merge_all(
             weight_OI = torch.addmm(weight_OI, b, a, alpha=scaling)
         return weight_OI, None if layer.bias is None else layer.bias.detach()
 
-    for name, activation in _gated_layers(module):
+    def gated(name: str, activation: type[nn.Module]) -> nn.Module:
         gate, up, down = (merged(f"{name}.{leaf}_proj") for leaf in ("gate", "up", "down"))
-        _replace(module, name, gated_layer(gate, up, down, activation))
+        return gated_layer(gate, up, down, activation)
+
+    for name, activation in _gated_layers(module):
+        _replace(module, name, gated(name, activation))
     fusable = fusable_layers(module)
     for name, layer in fusable.items():
         weights, biases = zip(*(merged(f"{name}.self_attn.{x}_proj") for x in "qkv"), strict=True)
@@ -90,7 +93,7 @@ def _merge_all(
 
 
 def _gated_layers(module: PreTrainedModel) -> list[tuple[str, type[nn.Module]]]:
-    """Layers down(activation(gate(x)) * up(x)) whose activation oneDNN has, and that."""
+    """Layers down(activation(gate(x)) * up(x)) with an activation that oneDNN has, and which."""
     if not torch.backends.mkldnn.is_available():
         return []
     found = []
