@@ -18,6 +18,7 @@ import torch
 from benchmarks.arithmetic import product_rates
 from benchmarks.clock import Measurement
 from benchmarks.models import FOR_A_CPU, PRESETS, make_model
+from benchmarks.results import MEASURED
 from tinsmith.errors import TinsmithError
 from tinsmith.files import write_json
 from tinsmith.metadata import git_commit
@@ -26,7 +27,6 @@ from tinsmith.serving import Endpoint, local_server
 
 ROOT = Path(__file__).parents[1]
 MODEL_NAME = "bench"
-MEASURED = "benchmarks/measured"  # what one command wrote is no change to the code of the next
 OURS = "tinsmith serve (tinker SDK)"
 
 
@@ -40,6 +40,7 @@ class Arguments:
     repeats: int
     every: int
     cases: tuple[str, ...]
+    left_out: tuple[str, ...]
     json: Path | None
 
     @property
@@ -101,13 +102,15 @@ def parse_arguments(
             f"on a CPU: --device cpu with --preset {', '.join(FOR_A_CPU)}"
         )
     torch.set_num_threads(given.threads)
+    chosen = tuple(given.case or cases)
     return Arguments(
         preset=given.preset,
         device=device,
         threads=given.threads,
         repeats=given.repeats,
         every=given.every,
-        cases=tuple(given.case or cases),
+        cases=chosen,
+        left_out=tuple(case for case in cases if case not in chosen),
         json=given.json,
     )
 
@@ -217,7 +220,8 @@ def _record(
     return {
         "title": title,
         "command": f"python -m {spec.name}",
-        "commit": git_commit(besides=MEASURED),
+        # What one command wrote is no change to the code of the next.
+        "commit": git_commit(besides=str(MEASURED.relative_to(ROOT))),
         "hardware": hardware(),
         "settings": settings,
         "product_flops_per_s": rate,

@@ -56,10 +56,13 @@ def records(folder: Path) -> dict[str, Record]:
         if path.is_file():
             found[name] = json.loads(path.read_text(encoding="utf-8"))
             settings = found[name]["settings"]
-            if settings["every"] != 1 or settings["repeats"] < 3:
+            left_out = settings.get("left_out")
+            if settings["every"] != 1 or settings["repeats"] < 3 or left_out:
+                missing = f" without {', '.join(left_out)}" if left_out else ""
                 raise TinsmithError(
-                    f"{path} must hold at least 3 runs of all sequences, got a trial with "
-                    f"--repeats {settings['repeats']} --every {settings['every']}; measure again"
+                    f"{path} must hold at least 3 runs of all sequences of all cases, got a trial "
+                    f"with --repeats {settings['repeats']} --every {settings['every']}{missing}; "
+                    "measure again"
                 )
     return found
 

@@ -25,8 +25,12 @@ def test_a_table_holds_speeds_and_ratios_of_the_recorded_runs(tmp_path: Path):
 
 
 def test_figures_of_a_trial_are_refused(tmp_path: Path):
-    _record(tmp_path / "29m" / "sampling.json", every=8)
+    path = tmp_path / "29m" / "sampling.json"
+    _record(path, every=8)
     with pytest.raises(TinsmithError, match=r"sampling\.json must hold .* --every 8"):
+        results.tables(tmp_path)
+    _record(path, left_out=("16 prompts", "1 prompt"))
+    with pytest.raises(TinsmithError, match=r"sampling\.json .* without 16 prompts, 1 prompt"):
         results.tables(tmp_path)
 
 
@@ -70,16 +74,19 @@ def test_counted_operations_are_those_that_torch_counts(tmp_path: Path):
     assert counter.get_total_flops() == pytest.approx(trained, rel=0.05)
 
 
-def _record(path: Path, *, every: int = 1, cpu: str = "a CPU") -> None:
+def _record(
+    path: Path, *, every: int = 1, cpu: str = "a CPU", left_out: tuple[str, ...] = ()
+) -> None:
     sides = [
         {"name": "ours", "num_tokens": 100, "median_s": 2.0, "runs_s": [2.0], "flops": 1e9},
         {"name": "peer", "num_tokens": 100, "median_s": 4.0, "runs_s": [4.0], "flops": None},
     ]
+    settings = {"device": "cpu", "threads": 2, "repeats": 3, "every": every, "left_out": left_out}
     record = {
         "command": "python -m x",
         "commit": "0123456789-dirty",
         "hardware": {"cpu": cpu},
-        "settings": {"device": "cpu", "threads": 2, "repeats": 3, "every": every},
+        "settings": settings,
         "product_flops_per_s": 1e9,
         "cases": [{"name": "8 prompts", "sides": sides}],
         "figures": [],
