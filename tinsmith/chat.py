@@ -28,8 +28,12 @@ class Chat:
         """The chat format of a model directory."""
         try:
             return cls(_tokenizer(model_dir))
-        except (OSError, ValueError) as error:
-            raise TinsmithError(f"{model_dir} must hold a tokenizer: {error}") from error
+        except Exception as error:  # of transformers, as many kinds as a config has keys
+            kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+            raise TinsmithError(
+                f"{model_dir} must hold a config.json and a tokenizer that transformers can load:"
+                f" {kind}{error}"
+            ) from error
 
     @property
     def has_template(self) -> bool:
@@ -157,6 +161,6 @@ def _tokenizer(model_dir: Path) -> Any:
     config = None
     if told.get("model_type") in CONFIG_MAPPING:
         kind: Any = CONFIG_MAPPING[told["model_type"]]
-        with suppress(OSError, ValueError):  # then it is for transformers to say what to do
+        with suppress(Exception):  # then it is for transformers to say what to do
             config = kind.from_dict(settings | {"name_or_path": str(model_dir)})
     return AutoTokenizer.from_pretrained(model_dir, local_files_only=True, config=config)

@@ -51,6 +51,26 @@ def test_broken_weights_are_named(qwen3_dir: Path, tmp_path: Path):
         load(tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("hidden_size", "wide", "hidden_size"),
+        ("rope_parameters", {"rope_type": "nonsense", "rope_theta": 1e4}, "KeyError: 'nonsense'"),
+        ("num_attention_heads", 0, "ZeroDivisionError"),
+        ("intermediate_size", 24, "RuntimeError"),
+        ("dtype", "float7", "float7"),
+    ],
+)
+def test_a_config_that_transformers_cannot_use_is_named(
+    key: str, value: object, named: str, qwen3_dir: Path, tmp_path: Path
+):
+    shutil.copytree(qwen3_dir, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
+    with pytest.raises(TinsmithError, match=rf"--model m=.*/model cannot be loaded: .*{named}"):
+        load(tmp_path / "model")
+
+
 def test_weights_that_lack_a_tensor_are_refused_not_made_up(qwen3_dir: Path, tmp_path: Path):
     shutil.copytree(qwen3_dir, tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"

@@ -1,6 +1,7 @@
 """The chat format: tokens of prompts and replies, and what ends a reply."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,15 @@ def test_the_tokenizer_of_a_model_is_the_one_that_transformers_chooses(
     assert type(loaded) is type(chosen)
     assert loaded.name_or_path == chosen.name_or_path
     assert loaded.get_vocab() == chosen.get_vocab()
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "rope_parameters"])
+def test_a_config_that_transformers_refuses_is_named(key: str, qwen3_dir: Path, tmp_path: Path):
+    shutil.copytree(qwen3_dir, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {key: "none"}))
+    with pytest.raises(TinsmithError, match=rf"/model must hold a config\.json .* '{key}'"):
+        Chat.load(tmp_path / "model")
 
 
 def test_loading_a_tokenizer_does_not_import_pytorch(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -115,8 +114,8 @@ def _load(
             output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise TinsmithError(f"--model {name}={source} cannot be loaded: {error}") from error
+    except Exception as error:  # they are the user's, and transformers checks little
+        raise _cannot_be_loaded(name, source, error) from error
     _check_complete(name, source, report["missing_keys"])
     module.requires_grad_(False).eval()
     parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -142,10 +141,18 @@ def read_config(name: str, source: str) -> Any:
     _check_directory(name, source)
     try:
         config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise TinsmithError(f"--model {name}={source} cannot be loaded: {error}") from error
+    except Exception as error:  # as many kinds as a config has keys
+        raise _cannot_be_loaded(name, source, error) from error
     _check_layers(name, config)
     return config
+
+
+def _cannot_be_loaded(name: str, source: str, error: Exception) -> TinsmithError:
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+    return TinsmithError(
+        f"--model {name}={source} cannot be loaded: {kind}{error}; config.json, weights and "
+        "tokenizer must be those of one model that transformers knows"
+    )
 
 
 def _check_directory(name: str, source: str) -> None:
