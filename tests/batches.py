@@ -60,9 +60,11 @@ def finish(batch: SamplingBatch) -> None:
     raise AssertionError("the batch never became idle")
 
 
-def alone(base: BaseModel) -> list[list[Completion]]:
+def alone(
+    base: BaseModel, requests: Sequence[SamplingRequest] = REQUESTS
+) -> list[list[Completion]]:
     found = []
-    for asked in REQUESTS:
+    for asked in requests:
         batch, _ = make_batch(base)
         client = Client(asked)
         batch.add(client.job)

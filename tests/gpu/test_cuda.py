@@ -1,5 +1,6 @@
 """What only a GPU can show; skipped, with the reason, where there is none."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tinsmith.backend.model.datums import Datum
 from tinsmith.backend.model.loss_choice import LossChoice
 from tinsmith.backend.model.trainer import AdamParams, Trainer
 from tinsmith.backend.sampling.batch import SamplingBatch
+from tinsmith.backend.sampling.decode_steps import Recorder, recorder_for
 from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.sampling.replica import make_replica
 from tinsmith.backend.sampling.request import SamplingRequest, SamplingResult
@@ -57,6 +59,37 @@ def test_adapters_are_float32_and_learn_on_the_gpu(base: BaseModel) -> None:
         assert b.abs().max() > 0
 
 
+def test_recorded_steps_give_what_computed_ones_give(base: BaseModel) -> None:
+    """Up to where in 16 bits the last digits, which rows that fill a step up may change, change a
+    token."""
+    trainer = _trained(base)
+    make_recorder = recorder_for(base)
+    assert make_recorder is not None
+    num_recorded = 0
+
+    def counting() -> Recorder:
+        record = make_recorder()
+
+        def counted(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+            nonlocal num_recorded
+            num_recorded += 1
+            return record(compute)
+
+        return counted
+
+    plain, recorded = (_sample(base, trainer, chosen) for chosen in (None, counting))
+    assert num_recorded > 0
+    num_same, gaps = 0, []
+    for one, other in zip(plain.sequences, recorded.sequences, strict=True):
+        pairs = zip(one.tokens, other.tokens, strict=True)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(one.tokens))
+        num_same += same
+        gaps.append(np.abs(np.subtract(one.logprobs[:same], other.logprobs[:same])))
+    num_tokens = sum(len(one.tokens) for one in plain.sequences)
+    assert num_same >= (1 if base.dtype == torch.float32 else 0.25) * num_tokens
+    assert np.concatenate(gaps).mean() <= MEAN_GAP[str(base.dtype).removeprefix("torch.")]
+
+
 def test_one_base_is_shared_by_all_adapters(base: BaseModel) -> None:
     first = attach_adapter(base, LoraSettings(4, 32.0), seed=0)
     adapters = {id(p) for _, a, b in lora_pairs(first) for p in (a, b)}
@@ -79,9 +112,12 @@ def _trained(base: BaseModel) -> Trainer:
     return trainer
 
 
-def _sample(base: BaseModel, trainer: Trainer) -> SamplingResult:
+def _sample(
+    base: BaseModel, trainer: Trainer, make_recorder: Callable[[], Recorder] | None = None
+) -> SamplingResult:
     results: list[SamplingResult] = []
-    batch = SamplingBatch(base, make_replica(base, trainer.weights()), 256, 10**6)
+    replica = make_replica(base, trainer.weights())
+    batch = SamplingBatch(base, replica, 256, 10**6, make_recorder=make_recorder)
     request = SamplingRequest(PROMPT, 16, 32, 1.0, -1, 1.0, 3, frozenset())
     batch.add(Job(request, results.append, lambda error: pytest.fail(str(error))))
     while not batch.is_idle:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def run(
     model: BaseModel, asked: Sequence[SamplingRequest], waits: Callable[[int], int], **limits: int
 ) -> list[SamplingResult]:
     """The results of requests, each of which comes `waits` steps after the one before it."""
-    bounds = {"token_budget": 8192, "max_tokens_kept": NO_LIMIT} | limits
+    bounds: dict[str, Any] = {"token_budget": 8192, "max_tokens_kept": NO_LIMIT} | limits
     batch = SamplingBatch(model, make_replica(model, None), **bounds)
     clients = [Client(one) for one in asked]
     for number, client in enumerate(clients):

@@ -152,7 +152,7 @@ def _sampling(
     token_budget: int,
 ) -> Iterator[Sampling]:
     """The sampler that the settings choose, as long as the block."""
-    local = SamplerPool(snapshots, token_budget)
+    local = SamplerPool(snapshots, token_budget, records_steps=settings.decode_graphs)
     if settings.sampler == "transformers":
         yield local
         return

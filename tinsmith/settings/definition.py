@@ -104,6 +104,11 @@ class LocalSettings(BaseModel):
         0.0,
         "sampling drops tokens below this share of the likeliest token's probability; 0: none",
     )
+    decode_graphs: Flag = setting(
+        True,
+        "on a GPU the transformers sampler records decode steps as CUDA graphs and replays them,"
+        " which saves the time that Python takes for each",
+    )
     vllm_max_loras: Count = setting(128, "adapters that vLLM keeps loaded at a time")
     vllm_gpu_memory_utilization: Annotated[
         Literal["auto"] | Share, Rule("auto or a number above 0 and at most 1")

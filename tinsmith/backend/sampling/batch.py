@@ -1,14 +1,14 @@
 """Continuous batching on one replica: rows join after a prefill and leave when they end."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from tinsmith.backend.model.base_model import BaseModel, backbone, unembed
+from tinsmith.backend.model.base_model import BaseModel, unembed
 from tinsmith.backend.sampling.choose import choose
+from tinsmith.backend.sampling.decode_steps import DecodeSteps, Recorder, hidden_states
 from tinsmith.backend.sampling.job import Job, Prefilled, Row
 from tinsmith.backend.sampling.keys_values import RunningKeysValues
 from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues
@@ -33,9 +33,11 @@ class SamplingBatch:
         token_budget: int,
         max_tokens_kept: int,
         block_rows: int | None = None,
+        make_recorder: Callable[[], Recorder] | None = None,
     ) -> None:
         """`token_budget` bounds a prefill, `max_tokens_kept` rows x longest row of the cache, and
-        `block_rows` the rows whose logits exist at a time."""
+        `block_rows` the rows whose logits exist at a time. Decode steps are recorded by what
+        `make_recorder` makes."""
         self._base = base
         self._replica = replica
         self._token_budget = token_budget
@@ -46,7 +48,8 @@ class SamplingBatch:
         self._waiting = Waiting()
         self._admitting: list[tuple[Job, int]] = []
         self._rows: list[Row] = []
-        self._keys_values = self._no_keys_values()
+        self._steps = DecodeSteps(make_recorder)
+        self._empty()
 
     def add(self, job: Job) -> None:
         self._waiting.add(job)
@@ -87,6 +90,7 @@ class SamplingBatch:
     def replace(self, replica: PreTrainedModel) -> None:
         """Go on with other weights. Running rows keep the keys and values that they have."""
         self._replica = replica
+        self._steps.begin(replica, self._keys_values)
         for job in self._waiting:
             job.prefilled = None
 
@@ -99,10 +103,12 @@ class SamplingBatch:
         self._waiting.clear()
         self._admitting.clear()
         self._rows.clear()
-        self._keys_values = self._no_keys_values()
+        self._empty()
 
-    def _no_keys_values(self) -> RunningKeysValues:
-        return RunningKeysValues(self._base.device, self._max_tokens_kept)
+    def _empty(self) -> None:
+        """Give the memory of keys, values and recorded steps back."""
+        self._keys_values = RunningKeysValues(self._base.device, self._max_tokens_kept)
+        self._steps.begin(self._replica, self._keys_values)
 
     def _admit(self) -> int:
         portions = self._admitting = self._take_what_fits()
@@ -166,7 +172,8 @@ class SamplingBatch:
         ids_1N = torch.tensor([[token for job in jobs for token in job.request.prompt]])
         positions_1N = torch.cat([torch.arange(length) for length in lengths])[None]
         prompt = PromptKeysValues(lengths, self._base.device)
-        hidden_ND = self._hidden(ids_1N, positions_1N, prompt)[0]
+        ids_1N, positions_1N = (t.to(self._base.device) for t in (ids_1N, positions_1N))
+        hidden_ND = hidden_states(self._replica, ids_1N, positions_1N, prompt)[0]
         last_B = torch.tensor([own.stop - 1 for own in prompt.prompts])
         logits_BV = unembed(self._replica, hidden_ND[last_B])
         for i, (job, own) in enumerate(zip(jobs, prompt.prompts, strict=True)):
@@ -195,9 +202,9 @@ class SamplingBatch:
         job.prefilled = prefilled.alone() if job.num_left else None
 
     def _decode(self) -> None:
-        positions_n1 = self._keys_values.begin_step([row.length for row in self._rows])
-        ids_n1 = torch.tensor([[row.tokens[-1]] for row in self._rows])
-        hidden_nD = self._hidden(ids_n1, positions_n1, self._keys_values)[:, 0]
+        hidden_nD = self._steps.hidden(
+            [row.tokens[-1] for row in self._rows], [row.length for row in self._rows]
+        )
         for start in range(0, len(self._rows), self._block_rows):
             rows = self._rows[start : start + self._block_rows]
             logits_nV = unembed(self._replica, hidden_nD[start : start + len(rows)])
@@ -207,21 +214,6 @@ class SamplingBatch:
                 row.length += 1
                 row.append(choice, i, 0)
         self._keep(self._going_on(self._rows))
-
-    def _hidden(
-        self,
-        ids_BT: Tensor,
-        positions_BT: Tensor,
-        keys_values: PromptKeysValues | RunningKeysValues,
-    ) -> Tensor:
-        output = backbone(self._replica)(
-            input_ids=ids_BT.to(self._base.device),
-            position_ids=positions_BT.to(self._base.device),
-            past_key_values=keys_values,
-            keys_values=keys_values,
-            use_cache=True,
-        )
-        return output.last_hidden_state
 
     def _going_on(self, rows: Sequence[Row]) -> list[Row]:
         """The rows that want another token; those that ended are handed in."""
@@ -237,7 +229,7 @@ class SamplingBatch:
     def _keep(self, running: list[Row]) -> None:
         """Drop ended rows; rows from the end move into the slots that they free."""
         if not running:
-            self._keys_values = self._no_keys_values()  # gives the memory back
+            self._empty()
         if len(running) == len(self._rows):
             return
         kept = {id(row) for row in running}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from tinsmith.backend.model.adapter import LoraSettings
 from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.sampling.batch import SamplingBatch
+from tinsmith.backend.sampling.decode_steps import recorder_for
 from tinsmith.backend.sampling.interface import Sampling
 from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.sampling.memory import max_tokens_kept
@@ -28,10 +29,18 @@ class SamplerPool(Sampling):
     new requests, ends those that it has begun and goes to the end of the line.
     """
 
-    def __init__(self, snapshots: Snapshots, token_budget: int, min_steps: int = MIN_STEPS) -> None:
+    def __init__(
+        self,
+        snapshots: Snapshots,
+        token_budget: int,
+        min_steps: int = MIN_STEPS,
+        records_steps: bool = True,
+    ) -> None:
+        """Where there is a GPU, decode steps are recorded, unless `records_steps` is false."""
         self.snapshots = snapshots
         self._token_budget = token_budget
         self._min_steps = min_steps
+        self._records_steps = records_steps
         self._batches: OrderedDict[str, SamplingBatch] = OrderedDict()  # used last at the end
         self._num_steps: dict[str, int] = {}
         self._queues: OrderedDict[str, Waiting] = OrderedDict()
@@ -132,7 +141,13 @@ class SamplerPool(Sampling):
             for job in waiting:
                 job.fail(error)
             return
-        batch = SamplingBatch(base, replica, self._token_budget, max_tokens_kept(base))
+        batch = SamplingBatch(
+            base,
+            replica,
+            self._token_budget,
+            max_tokens_kept(base),
+            make_recorder=recorder_for(base) if self._records_steps else None,
+        )
         for job in waiting:
             batch.add(job)
         self._batches[snapshot_id], self._num_steps[snapshot_id] = batch, 0
