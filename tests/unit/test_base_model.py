@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tinsmith.backend.model.base_model import BaseModel, choose_device, load_base_models
+from tinsmith.backend.model.capacity import footprint
 from tinsmith.backend.model.check import check_model
 from tinsmith.errors import TinsmithError
 
@@ -67,8 +68,12 @@ def test_a_config_that_transformers_cannot_use_is_named(
     shutil.copytree(qwen3_dir, tmp_path / "model")
     config = tmp_path / "model" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
-    with pytest.raises(TinsmithError, match=rf"--model m=.*/model cannot be loaded: .*{named}"):
+    refusal = rf"--model m=.*/model cannot be loaded: .*{named}"
+    with pytest.raises(TinsmithError, match=refusal):
         load(tmp_path / "model")
+    if key != "intermediate_size":  # which is found by the weights
+        with pytest.raises(TinsmithError, match=refusal):
+            footprint("m", str(tmp_path / "model"), torch.float32, "cpu")
 
 
 def test_weights_that_lack_a_tensor_are_refused_not_made_up(qwen3_dir: Path, tmp_path: Path):

@@ -20,7 +20,13 @@ from tests.unit.test_fused_layer import sampled_as_in_float64
 from tinsmith.backend.model.base_model import BaseModel, decoder_layers
 from tinsmith.backend.sampling import keys_values, pool, replica
 from tinsmith.backend.sampling.batch import SamplingBatch
-from tinsmith.backend.sampling.decode_steps import Recorder, filled_up, is_fixed, recorder_for
+from tinsmith.backend.sampling.decode_steps import (
+    Recorder,
+    Recording,
+    filled_up,
+    is_fixed,
+    recording_of,
+)
 from tinsmith.backend.sampling.replica import make_replica
 from tinsmith.backend.sampling.request import Completion
 from tinsmith.backend.sampling.snapshots import Snapshots
@@ -50,7 +56,8 @@ class Tracers:
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Adapters beside the weights, and PyTorch's attention."""
+    """Adapters beside the weights, and PyTorch's attention; in caches that are soon outgrown."""
+    monkeypatch.setattr(keys_values, "FIXED_BLOCK", 64)
     monkeypatch.setattr(replica, "should_merge", lambda *_: False)
     monkeypatch.setattr(keys_values, "openmp", lambda: None)
 
@@ -58,10 +65,10 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 LONG = [*REQUESTS, request([4, 5], 140, seed=6)]
 
 
-def sample(base: BaseModel, make_recorder: Callable[[], Recorder] | None) -> list[list[Completion]]:
+def sample(base: BaseModel, recording: Recording | None) -> list[list[Completion]]:
     """All of LONG in one batch, of which some come while others are under way."""
     bare = make_replica(base, None)
-    batch = SamplingBatch(base, bare, 8192, NO_LIMIT, make_recorder=make_recorder)
+    batch = SamplingBatch(base, bare, 8192, NO_LIMIT, recording=recording)
     clients = [Client(asked) for asked in LONG]
     for client in clients[:3]:
         batch.add(client.job)
@@ -76,7 +83,7 @@ def sample(base: BaseModel, make_recorder: Callable[[], Recorder] | None) -> lis
 def test_recorded_steps_give_what_each_request_gets_alone(base: BaseModel):
     """Rows come and go, fill a recording up, and outgrow the cache that it was made with."""
     tracers = Tracers()
-    for found, own in zip(sample(base, tracers), alone(base, LONG), strict=True):
+    for found, own in zip(sample(base, Recording(tracers)), alone(base, LONG), strict=True):
         assert_same(found, own)
     assert tracers.num_made > 1, "the cache moved"
     assert {1, 4, 8} <= set(tracers.recorded), "numbers of rows"
@@ -89,7 +96,7 @@ def test_recorded_steps_give_the_log_probabilities_of_plain_transformers_in_floa
 ):
     """Of families with biases, windows in all layers and in some."""
     tracers = Tracers()
-    sampled_as_in_float64(make, tracers)
+    sampled_as_in_float64(make, Recording(tracers))
     assert tracers.num_replayed > 10
 
 
@@ -103,9 +110,9 @@ def test_what_would_take_too_much_is_computed_step_by_step(
         monkeypatch.setattr(keys_values, "VAIN_KEYS", vain_keys)
         tracers, client = Tracers(), Client(asked)
         bare = make_replica(base, None)
-        batch = SamplingBatch(base, bare, 8192, max_tokens, make_recorder=tracers)
+        batch = SamplingBatch(base, bare, 8192, max_tokens, recording=Recording(tracers))
         batch.add(client.job)
-        for _ in range(3):
+        for _ in range(4):
             batch.step()
         assert tracers.recorded == recorded
         finish(batch)
@@ -122,9 +129,9 @@ def test_weights_that_change_are_those_of_the_next_step(base: BaseModel):
     changed = changed.self_attn.o_proj
     changed.weight = torch.nn.Parameter(2 * changed.weight, requires_grad=False)
     found = []
-    for make_recorder in (None, tracers):
+    for recording in (None, Recording(tracers)):
         client = Client(request([5, 6, 7], 12, seed=4))
-        batch = SamplingBatch(base, old, 8192, NO_LIMIT, make_recorder=make_recorder)
+        batch = SamplingBatch(base, old, 8192, NO_LIMIT, recording=recording)
         batch.add(client.job)
         for _ in range(6):
             batch.step()
@@ -135,14 +142,36 @@ def test_weights_that_change_are_those_of_the_next_step(base: BaseModel):
     assert tracers.recorded == [1, 1]
 
 
-def test_a_gpu_that_cannot_record_computes_and_says_so(
+def test_a_cancelled_row_leaves_a_recorded_batch(base: BaseModel):
+    """Another row takes its slot, and is given what the recording looks at there."""
+    tracers = Tracers()
+    expected = alone(base)
+    recording = Recording(tracers)
+    batch = SamplingBatch(base, make_replica(base, None), 8192, NO_LIMIT, recording=recording)
+    clients = [Client(asked) for asked in REQUESTS]
+    for client in clients:
+        batch.add(client.job)
+    for _ in range(6):
+        batch.step()
+    batch.cancel(clients[0].job)
+    finish(batch)
+    for client, own in list(zip(clients, expected, strict=True))[1:]:
+        assert_same(client.completions, own)
+    assert tracers.num_replayed > 50
+
+
+def test_a_gpu_that_cannot_record_computes_and_says_so_once(
     base: BaseModel, caplog: pytest.LogCaptureFixture
 ):
     def refuse(_: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        raise RuntimeError("operation not permitted when stream is capturing")
+        error = RuntimeError("the end of the recording failed")
+        error.__context__ = RuntimeError("operation not permitted when stream is capturing")
+        raise error
 
-    for found, own in zip(sample(base, lambda: refuse), alone(base, LONG), strict=True):
-        assert_same(found, own)
+    recording = Recording(lambda: refuse)
+    for _ in range(2):  # of the same model, as of its snapshots
+        for found, own in zip(sample(base, recording), alone(base, LONG), strict=True):
+            assert_same(found, own)
     [message] = [record.message for record in caplog.records]
     assert "decode steps are slower, not recorded" in message
     assert "not permitted when stream is capturing" in message
@@ -155,16 +184,23 @@ def test_the_setting_decides(
     monkeypatch: pytest.MonkeyPatch,
     records: bool,
 ):
-    tracers = Tracers()
-    monkeypatch.setattr(pool, "recorder_for", lambda _: tracers)
+    tracers, recordings = Tracers(), list[Recording]()
+
+    def recording_of(_: BaseModel) -> Recording:
+        recordings.append(Recording(tracers))
+        return recordings[-1]
+
+    monkeypatch.setattr(pool, "recording_of", recording_of)
     sampler = pool.SamplerPool(Snapshots(tmp_path / "s"), 1024, records_steps=records)
-    sampler.snapshots.adopt("base", bases["qwen3"], None)
-    client = Client(request([5, 6], 9))
-    sampler.add("base", client.job)
-    while not sampler.is_idle:
-        sampler.step()
-    assert len(client.completions[0].tokens) == 9
-    assert tracers.recorded == ([1] if records else [])
+    for snapshot in ("one", "two"):
+        sampler.snapshots.adopt(snapshot, bases["qwen3"], None)
+        client = Client(request([5, 6], 9))
+        sampler.add(snapshot, client.job)
+        while not sampler.is_idle:
+            sampler.step()
+        assert len(client.completions[0].tokens) == 9
+    assert tracers.recorded == ([1, 1] if records else [])
+    assert len(recordings) == records, "what failed for one snapshot need not be tried for another"
 
 
 def test_what_is_recorded_does_not_depend_on_numbers():
@@ -175,7 +211,7 @@ def test_what_is_recorded_does_not_depend_on_numbers():
 
 
 def test_a_cpu_records_nothing(base: BaseModel):
-    assert recorder_for(base) is None
+    assert recording_of(base) is None
 
 
 def test_numbers_of_rows_are_few_and_near():

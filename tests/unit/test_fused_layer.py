@@ -14,7 +14,7 @@ from tinsmith.backend.compiled import threads
 from tinsmith.backend.model.base_model import BaseModel, decoder_layers
 from tinsmith.backend.sampling import fused_layer, keys_values, packed
 from tinsmith.backend.sampling.batch import SamplingBatch
-from tinsmith.backend.sampling.decode_steps import Recorder
+from tinsmith.backend.sampling.decode_steps import Recording
 from tinsmith.backend.sampling.fused_layer import FusedLayer
 from tinsmith.backend.sampling.replica import make_replica
 
@@ -48,7 +48,7 @@ def test_a_window_that_a_family_has_in_its_masks_alone_is_kept_to_in_sampling():
 
 
 def sampled_as_in_float64(
-    make: Callable[[], PreTrainedModel], make_recorder: Callable[[], Recorder] | None = None
+    make: Callable[[], PreTrainedModel], recording: Recording | None = None
 ) -> PreTrainedModel:
     """A replica, whose samples' log-probabilities are those of plain transformers."""
     with torch.random.fork_rng():
@@ -61,7 +61,7 @@ def sampled_as_in_float64(
     replica = make_replica(base, None)
     asked = [request(list(range(size)), 20, seed=size, num_samples=3) for size in (3, 40)]
     clients = [Client(one) for one in asked]
-    batch = SamplingBatch(base, replica, 8192, 10**6, make_recorder=make_recorder)
+    batch = SamplingBatch(base, replica, 8192, 10**6, recording=recording)
     for client in clients:
         batch.add(client.job)
     finish(batch)

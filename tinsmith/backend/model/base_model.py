@@ -114,8 +114,8 @@ def _load(
             output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # they are the user's, and transformers checks little
-        raise _cannot_be_loaded(name, source, error) from error
+    except Exception as error:
+        raise cannot_be_loaded(name, source, error) from error
     _check_complete(name, source, report["missing_keys"])
     module.requires_grad_(False).eval()
     parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -141,18 +141,20 @@ def read_config(name: str, source: str) -> Any:
     _check_directory(name, source)
     try:
         config = AutoConfig.from_pretrained(source)
-    except Exception as error:  # as many kinds as a config has keys
-        raise _cannot_be_loaded(name, source, error) from error
+    except Exception as error:
+        raise cannot_be_loaded(name, source, error) from error
     _check_layers(name, config)
     return config
 
 
-def _cannot_be_loaded(name: str, source: str, error: Exception) -> TinsmithError:
-    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-    return TinsmithError(
-        f"--model {name}={source} cannot be loaded: {kind}{error}; config.json, weights and "
-        "tokenizer must be those of one model that transformers knows"
-    )
+def cannot_be_loaded(name: str, source: str, error: Exception) -> TinsmithError:
+    """Of whatever transformers raises of a model's files, which it checks little."""
+    if isinstance(error, OSError | ValueError | ImportError | MemoryError):
+        what = str(error) or type(error).__name__
+    else:
+        what = f"{type(error).__name__}: {error}; config.json, weights and tokenizer must be those"
+        what += " of one model that transformers has"
+    return TinsmithError(f"--model {name}={source} cannot be loaded: {what}")
 
 
 def _check_directory(name: str, source: str) -> None:

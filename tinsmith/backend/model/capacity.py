@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tinsmith.backend.model.activations import bytes_to_leave, peak_bytes
-from tinsmith.backend.model.base_model import decoder_layers, read_config
+from tinsmith.backend.model.base_model import cannot_be_loaded, decoder_layers, read_config
 from tinsmith.errors import TinsmithError
 
 GIB = 1 << 30
@@ -58,8 +58,8 @@ def footprint(name: str, source: str, dtype: torch.dtype, device: str) -> Footpr
     try:
         with torch.device("meta"):
             module = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except ValueError as error:  # no causal language model
-        raise TinsmithError(f"--model {name}={source} cannot be loaded: {error}") from error
+    except Exception as error:
+        raise cannot_be_loaded(name, source, error) from error
     layers = [_bytes(layer) for layer in decoder_layers(module) or []]
     linear = [part for part in module.modules() if isinstance(part, nn.Linear)]
     adapter = RANK * BYTES_PER_WEIGHT * sum(part.in_features + part.out_features for part in linear)

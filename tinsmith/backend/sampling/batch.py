@@ -1,6 +1,6 @@
 """Continuous batching on one replica: rows join after a prefill and leave when they end."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from tinsmith.backend.model.base_model import BaseModel, unembed
 from tinsmith.backend.sampling.choose import choose
-from tinsmith.backend.sampling.decode_steps import DecodeSteps, Recorder, hidden_states
+from tinsmith.backend.sampling.decode_steps import DecodeSteps, Recording, hidden_states
 from tinsmith.backend.sampling.job import Job, Prefilled, Row
 from tinsmith.backend.sampling.keys_values import RunningKeysValues
 from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues
@@ -33,11 +33,11 @@ class SamplingBatch:
         token_budget: int,
         max_tokens_kept: int,
         block_rows: int | None = None,
-        make_recorder: Callable[[], Recorder] | None = None,
+        recording: Recording | None = None,
     ) -> None:
         """`token_budget` bounds a prefill, `max_tokens_kept` rows x longest row of the cache, and
-        `block_rows` the rows whose logits exist at a time. Decode steps are recorded by what
-        `make_recorder` makes."""
+        `block_rows` the rows whose logits exist at a time. Decode steps are recorded where there
+        is a `recording`."""
         self._base = base
         self._replica = replica
         self._token_budget = token_budget
@@ -48,7 +48,7 @@ class SamplingBatch:
         self._waiting = Waiting()
         self._admitting: list[tuple[Job, int]] = []
         self._rows: list[Row] = []
-        self._steps = DecodeSteps(make_recorder)
+        self._steps = DecodeSteps(recording)
         self._empty()
 
     def add(self, job: Job) -> None:

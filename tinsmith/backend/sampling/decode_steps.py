@@ -8,7 +8,8 @@ whenever the cache moves.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,6 +25,9 @@ from tinsmith.backend.sampling.prompt_keys_values import PromptKeysValues, round
 Recorder = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 
 ROWS_STEP = 16
+# Steps of a number of rows that are computed first. They load kernels and choose among them, which
+# recording forbids, and a number that is seldom met again is not worth a recording.
+FIRST_RUNS = 2
 log = logging.getLogger(__name__)
 
 
@@ -44,13 +48,21 @@ def hidden_states(
     return output.last_hidden_state
 
 
-def recorder_for(base: BaseModel) -> Callable[[], Recorder] | None:
-    """What makes recorders of the steps of a model; None, where they cannot be recorded: without a
-    GPU, where ranks wait for each other, and where what is computed depends on numbers that Python
-    reads (which experts a token goes to, rotations that follow the longest sequence)."""
+@dataclass(slots=True, eq=False)
+class Recording:
+    """How the steps of one base model are recorded, until that fails once."""
+
+    make_recorder: Callable[[], Recorder]
+    has_failed: bool = False
+
+
+def recording_of(base: BaseModel) -> Recording | None:
+    """None, where steps cannot be recorded: without a GPU, where ranks wait for each other, and
+    where what is computed depends on numbers that Python reads (which experts a token goes to,
+    rotations that follow the longest sequence)."""
     if base.device.type != "cuda" or base.shards is not None or not is_fixed(base.module):
         return None
-    return partial(cuda_recorder, base.device)
+    return Recording(partial(cuda_recorder, base.device))
 
 
 def is_fixed(module: PreTrainedModel) -> bool:
@@ -63,14 +75,16 @@ def is_fixed(module: PreTrainedModel) -> bool:
 
 def cuda_recorder(device: torch.device) -> Recorder:
     """Records CUDA graphs, whose working memory is one pool."""
-    # A stream of this device: by default it is that of the first one that records.
     pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def record(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        # What other threads ask of the GPU meanwhile is not their recording's business.
+        # The stream by itself too: `graph` leaves its own only where it succeeds. What other
+        # threads ask of the GPU meanwhile is not this recording's business.
         with (
             torch.cuda.device(device),
+            torch.cuda.stream(stream),
+            _own_workspaces(),
             torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"),
         ):
             output = compute()
@@ -82,6 +96,17 @@ def cuda_recorder(device: torch.device) -> Recorder:
         return replay
 
     return record
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Have cuBLAS take memory of the recording's pool to work in. It keeps what it has by stream,
+    of which there are few, and might keep this of another recording, whose pool goes before."""
+    torch._C._cuda_clearCublasWorkspaces()  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(slots=True, eq=False)
@@ -97,8 +122,8 @@ class _Step:
 class DecodeSteps:
     """Of the rows of one batch, with one cache and one replica at a time."""
 
-    def __init__(self, make_recorder: Callable[[], Recorder] | None) -> None:
-        self._make_recorder = make_recorder
+    def __init__(self, recording: Recording | None) -> None:
+        self._recording = recording
         self._recorder: Recorder | None = None
         self._steps: dict[int, _Step] = {}  # by number of rows
         self._num_moves = -1  # of the cache, when they were recorded
@@ -108,28 +133,34 @@ class DecodeSteps:
         self._replica, self._keys_values = replica, keys_values
         self._num_moves = -1
         self._steps.clear()
+        self._recorder = None
 
     def hidden(self, tokens: Sequence[int], lengths: Sequence[int]) -> Tensor:
         """The hidden states [n, D] of each row's last token, which stands behind `lengths` others,
         whose keys and values are there."""
-        num_rows = filled_up(len(tokens))
-        if self._make_recorder and self._keys_values.begin_fixed_step(lengths, num_rows):
-            filling = [0] * (num_rows - len(tokens))
+        if self._begins_fixed(lengths):
+            filling = [0] * (filled_up(len(tokens)) - len(tokens))
             inputs = torch.tensor([[*tokens, *filling], [*lengths, *filling]])[:, :, None]
-            return self._fixed(inputs, self._make_recorder)[: len(tokens)]
+            return self._fixed(inputs)[: len(tokens)]
         positions_n1 = self._keys_values.begin_step(lengths)
         ids_n1 = torch.tensor(tokens, device=self._keys_values.device)[:, None]
         return hidden_states(self._replica, ids_n1, positions_n1, self._keys_values)[:, 0]
 
-    def _fixed(self, inputs: Tensor, make_recorder: Callable[[], Recorder]) -> Tensor:
+    def _begins_fixed(self, lengths: Sequence[int]) -> bool:
+        """Whether the next step is one that can be repeated."""
+        if self._recording is None or self._recording.has_failed:
+            self._steps.clear()
+            return False
+        return self._keys_values.begin_fixed_step(lengths, filled_up(len(lengths)))
+
+    def _fixed(self, inputs: Tensor) -> Tensor:
         if self._num_moves != self._keys_values.num_moves:
             self._num_moves = self._keys_values.num_moves
             self._steps.clear()
-            self._recorder = make_recorder()
+            self._recorder = None
         step = self._steps.get(inputs.shape[1]) or self._step(inputs)
         step.inputs.copy_(inputs)
-        # The first time loads what the second one, which is recorded, may not wait for.
-        if step.num_runs == 1:
+        if step.num_runs == FIRST_RUNS:
             step.run = self._recorded(step.run)
         step.num_runs += 1
         return step.run()
@@ -146,12 +177,15 @@ class DecodeSteps:
         return step
 
     def _recorded(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        assert self._recorder is not None
+        assert self._recording is not None
         try:
+            self._recorder = self._recorder or self._recording.make_recorder()
             return self._recorder(run)
         except RuntimeError as error:  # of CUDA: steps can do without
-            log.warning("decode steps are slower, not recorded as CUDA graphs: %s", error)
-            self._make_recorder = None
+            # What ends a recording raises for what went wrong in it.
+            cause = error.__context__ or error
+            log.warning("decode steps are slower, not recorded as CUDA graphs: %s", cause)
+            self._recording.has_failed = True
             return run
 
 

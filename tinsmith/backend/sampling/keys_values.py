@@ -23,6 +23,7 @@ ATTENTION = "tinsmith_keys_values"
 BLOCK = 64  # capacities grow in blocks, so that few sizes ever exist
 # Keys that PyTorch's attention reads in vain rather than be called once more.
 CALL_KEYS = {"cpu": 256, "cuda": 1 << 14}
+FIXED_BLOCK = 256  # and in larger ones where steps are recorded, which holds while they do not grow
 # Keys that a recorded step reads in vain rather than be computed by Python: of a model with 36
 # layers and 8 heads of 128 numbers that takes an H100 6 ms, by its memory's rate.
 VAIN_KEYS = 1 << 17
@@ -111,19 +112,19 @@ class RunningKeysValues:
         return self._lengths[:, None]
 
     def begin_fixed_step(self, lengths: Sequence[int], num_rows: int) -> bool:
-        """Make room for a decode step of the first `num_rows` slots at all that they have room for,
-        of which some rows have `lengths` tokens and the others none. False, where that would take
-        too much memory or time."""
-        self._longest = round_up(max(lengths) + 1, LENGTH_STEP)
-        num_keys = num_rows * max(self._capacity, round_up(self._longest, BLOCK))
+        """Make room for a decode step of the first `num_rows` slots that attends to their whole
+        capacity; the first rows have `lengths` tokens, the others none. False, where that would
+        take too much memory or time."""
+        self._longest = max(lengths) + 1
+        num_keys = num_rows * max(self._capacity, round_up(self._longest, FIXED_BLOCK))
         if num_keys > self._max_tokens or num_keys - sum(lengths) > VAIN_KEYS:
             return False
-        self._reserve(num_rows)
+        self._reserve(num_rows, FIXED_BLOCK)
         return True
 
     def look_at_all(self, lengths: Tensor) -> None:
-        """Attend from now on as `begin_fixed_step` made room for, with whatever `lengths` [rows]
-        hold."""
+        """Attend from now on as `begin_fixed_step` made room for, to as many keys as `lengths`
+        [rows] say whenever it is computed."""
         self._biases.clear()
         self._lengths = lengths
         self._slots = torch.arange(len(lengths), device=self.device)
@@ -202,10 +203,10 @@ class RunningKeysValues:
                 self._layers[layer] = (empty[0], empty[1])
         self._reserve(num_slots)
 
-    def _reserve(self, num_slots: int) -> None:
+    def _reserve(self, num_slots: int, block: int = BLOCK) -> None:
         """Hold `num_slots` rows of the longest present length. Slots double, so that few copies are
         made; where that is too much, what earlier rows needed is given back."""
-        need = round_up(self._longest, BLOCK)
+        need = round_up(self._longest, block)
         if num_slots <= self._num_slots and need <= self._capacity:
             return
         slots, capacity = self._num_slots, max(need, self._capacity)

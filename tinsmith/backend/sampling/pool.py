@@ -6,7 +6,7 @@ from collections.abc import Callable
 from tinsmith.backend.model.adapter import LoraSettings
 from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.sampling.batch import SamplingBatch
-from tinsmith.backend.sampling.decode_steps import recorder_for
+from tinsmith.backend.sampling.decode_steps import Recording, recording_of
 from tinsmith.backend.sampling.interface import Sampling
 from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.sampling.memory import max_tokens_kept
@@ -41,6 +41,7 @@ class SamplerPool(Sampling):
         self._token_budget = token_budget
         self._min_steps = min_steps
         self._records_steps = records_steps
+        self._recordings: dict[str, Recording | None] = {}  # by base model
         self._batches: OrderedDict[str, SamplingBatch] = OrderedDict()  # used last at the end
         self._num_steps: dict[str, int] = {}
         self._queues: OrderedDict[str, Waiting] = OrderedDict()
@@ -141,12 +142,14 @@ class SamplerPool(Sampling):
             for job in waiting:
                 job.fail(error)
             return
+        if self._records_steps and base.name not in self._recordings:
+            self._recordings[base.name] = recording_of(base)
         batch = SamplingBatch(
             base,
             replica,
             self._token_budget,
             max_tokens_kept(base),
-            make_recorder=recorder_for(base) if self._records_steps else None,
+            recording=self._recordings.get(base.name),
         )
         for job in waiting:
             batch.add(job)
