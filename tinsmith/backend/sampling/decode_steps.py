@@ -102,11 +102,11 @@ def cuda_recorder(device: torch.device) -> Recorder:
 def _own_workspaces() -> Iterator[None]:
     """Have cuBLAS take memory of the recording's pool to work in. It keeps what it has by stream,
     of which there are few, and might keep this of another recording, whose pool goes before."""
-    torch._C._cuda_clearCublasWorkspaces()  # pyright: ignore[reportAttributeAccessIssue]
+    torch._C._cuda_clearCublasWorkspaces()
     try:
         yield
     finally:
-        torch._C._cuda_clearCublasWorkspaces()  # pyright: ignore[reportAttributeAccessIssue]
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 @dataclass(slots=True, eq=False)
