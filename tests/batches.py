@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from tinsmith.backend.model.base_model import BaseModel
 from tinsmith.backend.sampling.batch import SamplingBatch
+from tinsmith.backend.sampling.decode_steps import Recording
 from tinsmith.backend.sampling.job import Job
 from tinsmith.backend.sampling.replica import make_replica
 from tinsmith.backend.sampling.request import Completion, SamplingRequest, SamplingResult
@@ -47,9 +48,11 @@ def make_batch(
     token_budget: int = 8192,
     max_tokens_kept: int = NO_LIMIT,
     block_rows: int | None = None,
+    recording: Recording | None = None,
 ) -> tuple[SamplingBatch, PreTrainedModel]:
     replica = make_replica(base, None)
-    return SamplingBatch(base, replica, token_budget, max_tokens_kept, block_rows), replica
+    bounds = token_budget, max_tokens_kept, block_rows
+    return SamplingBatch(base, replica, *bounds, recording), replica
 
 
 def finish(batch: SamplingBatch) -> None:

@@ -69,6 +69,16 @@ def bases(model_dirs: dict[str, Path]) -> "dict[str, BaseModel]":
     return load_base_models(sources, "cpu", "float32")
 
 
+@pytest.fixture
+def threads_are_put_back() -> Iterator[None]:
+    """Whatever number of PyTorch's threads a test sets is its own."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=ARCHITECTURES)
 def base(request: pytest.FixtureRequest, bases: "dict[str, BaseModel]") -> "BaseModel":
     """Each model in turn."""

@@ -1,6 +1,7 @@
 """Tiny random models on the disk, complete enough for any Hugging Face or Tinker program."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,14 @@ CORPUS = [
     "user", "assistant", "system", "the answer to the question is", "What is the sum of",
     "stop here", "\u00fcber \u4f60\u597d \U0001f600",
 ]  # fmt: skip
+
+
+def changed_model(source: Path, target: Path, **changes: object) -> Path:
+    """A copy of a model whose config says something else."""
+    shutil.copytree(source, target)
+    config = target / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    return target
 
 
 def make_model(

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from tinsmith.errors import TinsmithError
+from tinsmith.errors import TinsmithError, in_words
 
 DTYPES = {"dtype", "torch_dtype"}
 PROBE = "x"
@@ -29,10 +29,9 @@ class Chat:
         try:
             return cls(_tokenizer(model_dir))
         except Exception as error:  # of transformers, as many kinds as a config has keys
-            kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
             raise TinsmithError(
                 f"{model_dir} must hold a config.json and a tokenizer that transformers can load:"
-                f" {kind}{error}"
+                f" {in_words(error)}"
             ) from error
 
     @property

@@ -12,6 +12,18 @@ class TinsmithError(Exception):
     """
 
 
+# Whose messages say what is wrong; of others the kind does.
+SPEAKING = (OSError, ValueError, ImportError)
+
+
+def in_words(error: Exception) -> str:
+    """What a library's error says, with its kind where the text alone says too little."""
+    kind, text = type(error).__name__, str(error)
+    if not text:
+        return kind
+    return text if isinstance(error, SPEAKING) else f"{kind}: {text}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The known word that was probably meant, or all that there are."""
     listed = sorted(known)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.models import changed_model
 from tinsmith.backend.model.base_model import BaseModel, choose_device, load_base_models
 from tinsmith.backend.model.capacity import footprint
 from tinsmith.backend.model.check import check_model
@@ -65,15 +66,13 @@ def test_broken_weights_are_named(qwen3_dir: Path, tmp_path: Path):
 def test_a_config_that_transformers_cannot_use_is_named(
     key: str, value: object, named: str, qwen3_dir: Path, tmp_path: Path
 ):
-    shutil.copytree(qwen3_dir, tmp_path / "model")
-    config = tmp_path / "model" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
+    model = changed_model(qwen3_dir, tmp_path / "model", **{key: value})
     refusal = rf"--model m=.*/model cannot be loaded: .*{named}"
     with pytest.raises(TinsmithError, match=refusal):
-        load(tmp_path / "model")
+        load(model)
     if key != "intermediate_size":  # which is found by the weights
         with pytest.raises(TinsmithError, match=refusal):
-            footprint("m", str(tmp_path / "model"), torch.float32, "cpu")
+            footprint("m", str(model), torch.float32, "cpu")
 
 
 def test_weights_that_lack_a_tensor_are_refused_not_made_up(qwen3_dir: Path, tmp_path: Path):
@@ -87,12 +86,10 @@ def test_weights_that_lack_a_tensor_are_refused_not_made_up(qwen3_dir: Path, tmp
 
 
 def test_layers_that_the_sampler_cannot_cache_are_refused(qwen3_dir: Path, tmp_path: Path):
-    shutil.copytree(qwen3_dir, tmp_path / "model")
-    config = json.loads((qwen3_dir / "config.json").read_text())
-    config["layer_types"] = ["full_attention", "linear_attention"]
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    kinds = ["full_attention", "linear_attention"]
+    model = changed_model(qwen3_dir, tmp_path / "model", layer_types=kinds)
     with pytest.raises(TinsmithError, match="linear_attention are not supported"):
-        load(tmp_path / "model")
+        load(model)
 
 
 def test_a_gpu_that_is_not_there_is_said():
@@ -108,16 +105,13 @@ def test_a_gpu_that_is_not_there_is_said():
 def test_a_model_is_served_as_far_as_its_rotation_is_the_same_in_every_batch(
     kind: str, context: int | None, llama_dir: Path, tmp_path: Path
 ):
-    shutil.copytree(llama_dir, tmp_path / "model")
     config = json.loads((llama_dir / "config.json").read_text())
     factors = {"short_factor": 1.0, "long_factor": 4.0}
     rope: dict[str, object] = {
         name: [value] * (config["head_dim"] // 2) for name, value in factors.items()
     }
     rope |= {"rope_type": kind, "rope_theta": 1e4, "original_max_position_embeddings": 32}
-    config["rope_parameters"] = rope
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
-    base = load(tmp_path / "model")
+    base = load(changed_model(llama_dir, tmp_path / "model", rope_parameters=rope))
 
     assert base.context_length == (context or config["max_position_embeddings"])
     alone, beside = (torch.arange(1, 1 + length)[None] for length in (32, 33))

@@ -1,7 +1,6 @@
 """The chat format: tokens of prompts and replies, and what ends a reply."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from tests.models import changed_model
 from tinsmith.chat import Chat
 from tinsmith.errors import TinsmithError
 from tinsmith.tiny.tokenizer import make_tokenizer
@@ -120,11 +120,9 @@ def test_the_tokenizer_of_a_model_is_the_one_that_transformers_chooses(
 
 @pytest.mark.parametrize("key", ["hidden_size", "rope_parameters"])
 def test_a_config_that_transformers_refuses_is_named(key: str, qwen3_dir: Path, tmp_path: Path):
-    shutil.copytree(qwen3_dir, tmp_path / "model")
-    config = tmp_path / "model" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {key: "none"}))
+    model = changed_model(qwen3_dir, tmp_path / "model", **{key: "none"})
     with pytest.raises(TinsmithError, match=rf"/model must hold a config\.json .* '{key}'"):
-        Chat.load(tmp_path / "model")
+        Chat.load(model)
 
 
 def test_loading_a_tokenizer_does_not_import_pytorch(tmp_path: Path) -> None:

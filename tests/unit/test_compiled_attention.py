@@ -1,7 +1,7 @@
 """Compiled attention of packed sequences is softmax(s q k^T) v; its gradients are autograd's."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numba
@@ -10,23 +10,17 @@ import torch
 from numba import types
 from torch import Tensor
 
+from tests.compiled import COMPILED
 from tinsmith.backend.compiled import attention, tiles
-from tinsmith.backend.compiled.threads import REORDERING, array, openmp, run_on_threads
+from tinsmith.backend.compiled.threads import REORDERING, array, run_on_threads
 from tinsmith.backend.model import compiled_attention
 from tinsmith.backend.model.packed_attention import Part, attend_parts
 
-pytestmark = pytest.mark.skipif(openmp() is None, reason="PyTorch has no libgomp here")
+pytestmark = COMPILED
 NONE = slice(0, 0)
 SCALING = 0.3
 # Of one token, of blocks and tiles and one more or less, and none.
 ALONE = [1, 15, 16, 17, 0, 31, 32, 33, 65, 130]
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

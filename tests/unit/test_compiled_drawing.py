@@ -8,14 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.compiled import COMPILED
 from tinsmith.backend.compiled import drawing
-from tinsmith.backend.compiled.threads import openmp
 from tinsmith.backend.sampling.choose import choose
 from tinsmith.backend.sampling.request import SamplingRequest
 
-pytestmark = pytest.mark.skipif(
-    openmp() is None, reason="this PyTorch's OpenMP library is not libgomp"
-)
+pytestmark = COMPILED
 SIZES = [1, 15, drawing.BLOCK, 3 * drawing.BLOCK + 7, 8192, 151_936]
 NUM_ROWS, NUM_DRAWS = 5, 40
 LAST = math.nextafter(1.0, 0.0)
@@ -84,17 +82,13 @@ def test_useless_logits_give_useless_log_probabilities(
 @pytest.mark.parametrize("size", SIZES)
 def test_a_rows_draws_are_its_own_bit_for_bit(size: int):
     logits, temperatures, uniform = drawn(size)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        together = drawing.draw_tokens(logits, temperatures, uniform)
-        torch.set_num_threads(1)
-        alone = [
-            drawing.draw_tokens(logits[i : i + 1], temperatures[i : i + 1], uniform[i : i + 1])
-            for i in range(NUM_ROWS)
-        ]
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(2)
+    together = drawing.draw_tokens(logits, temperatures, uniform)
+    torch.set_num_threads(1)
+    alone = [
+        drawing.draw_tokens(logits[i : i + 1], temperatures[i : i + 1], uniform[i : i + 1])
+        for i in range(NUM_ROWS)
+    ]
     for found, parts in zip(together, zip(*alone, strict=True), strict=True):
         assert torch.equal(found, torch.cat(parts))
 

@@ -6,13 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.compiled import COMPILED
 from tinsmith.backend.compiled import logprobs
-from tinsmith.backend.compiled.threads import openmp
 from tinsmith.backend.model.chosen_logprobs import chosen_logprobs
 
-pytestmark = pytest.mark.skipif(
-    openmp() is None, reason="this PyTorch's OpenMP library is not libgomp"
-)
+pytestmark = COMPILED
 SIZES = [1, 15, 700, 8192]
 
 
@@ -45,20 +43,16 @@ def test_they_and_their_gradient_are_those_of_float64(size: int, num_targets: in
 @pytest.mark.parametrize("size", SIZES)
 def test_a_rows_numbers_are_its_own_bit_for_bit(size: int):
     logits, targets, gradient = drawn(9, size, 2)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        found, normalizers = logprobs.chosen_logprobs(logits, targets)
-        d_logits = logprobs.logits_gradient(gradient, logits, targets, normalizers)
-        torch.set_num_threads(1)
-        for i in range(len(logits)):
-            row = slice(i, i + 1)
-            one, normalizer = logprobs.chosen_logprobs(logits[row], targets[row])
-            assert torch.equal(one, found[row])
-            back = logprobs.logits_gradient(gradient[row], logits[row], targets[row], normalizer)
-            assert torch.equal(back, d_logits[row])
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(2)
+    found, normalizers = logprobs.chosen_logprobs(logits, targets)
+    d_logits = logprobs.logits_gradient(gradient, logits, targets, normalizers)
+    torch.set_num_threads(1)
+    for i in range(len(logits)):
+        row = slice(i, i + 1)
+        one, normalizer = logprobs.chosen_logprobs(logits[row], targets[row])
+        assert torch.equal(one, found[row])
+        back = logprobs.logits_gradient(gradient[row], logits[row], targets[row], normalizer)
+        assert torch.equal(back, d_logits[row])
 
 
 def test_logits_far_below_or_above_zero_do_not_overflow():

@@ -1,30 +1,19 @@
 """Compiled products with narrow matrices are those of the formula, however rows lie in memory."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from tests.compiled import COMPILED
 from tinsmith.backend.compiled import narrow
-from tinsmith.backend.compiled.threads import openmp
 from tinsmith.backend.compiled.tiles import TILE_COLUMNS, TILE_ROWS
 from tinsmith.backend.model import narrow_products
 
-pytestmark = pytest.mark.skipif(
-    openmp() is None, reason="this PyTorch's OpenMP library is not libgomp"
-)
+pytestmark = COMPILED
 # Fewer rows than a tile has, one tile, parts of one, and more terms than are summed at once.
 LENGTHS = [TILE_ROWS - 1, TILE_ROWS, TILE_ROWS + 3, 3 * narrow.TERMS + 5]
 WIDTHS = [1, TILE_ROWS, 5 * TILE_ROWS, 5 * TILE_ROWS + 1, 2 * narrow.TERMS + 8]
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def parts(num_rows: int, size: int, rank: int) -> tuple[Tensor, Tensor, Tensor]:

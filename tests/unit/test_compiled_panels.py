@@ -1,30 +1,19 @@
 """Products with weights in panels are those of the formula, and each row's its own."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers.activations import GELUTanh, SiLUActivation
 
+from tests.compiled import COMPILED
 from tinsmith.backend.compiled import panels
-from tinsmith.backend.compiled.threads import openmp
 from tinsmith.backend.compiled.tiles import TILE_COLUMNS, TILE_ROWS
 from tinsmith.backend.sampling import packed
 
-pytestmark = pytest.mark.skipif(
-    openmp() is None, reason="this PyTorch's OpenMP library is not libgomp"
-)
+pytestmark = COMPILED
 # One row, fewer than a tile has, a tile, parts of one, and more than one block.
 LENGTHS = [1, TILE_ROWS - 1, TILE_ROWS, TILE_ROWS + 3, panels.BLOCK_ROWS + TILE_ROWS + 1]
 SIZES = [1, 40, 2 * panels.TERMS + 3]
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def drawn(num_rows: int, size: int, num_tiles: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,29 +1,21 @@
 """Compiled passes and their gradients are those of the formulas, a row's numbers its own."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.compiled import COMPILED
 from tinsmith.backend.compiled import passes
-from tinsmith.backend.compiled.threads import compile_for_threads, openmp
+from tinsmith.backend.compiled.threads import compile_for_threads
 from tinsmith.backend.sampling.heads import place_heads
 
-pytestmark = pytest.mark.skipif(
-    openmp() is None, reason="this PyTorch's OpenMP library is not libgomp"
-)
+pytestmark = COMPILED
 QUERIES, KEYS, DIM, PLACES = 6, 2, 10, 9
 LENGTHS = [1, 9, 4]
 EPSILON = 1e-3
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 64), (7, 1, 512), (1, 33, 40)])

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from tests.compiled import COMPILED
 from tinsmith.backend.compiled.arithmetic import exp
-from tinsmith.backend.compiled.threads import openmp
 from tinsmith.backend.sampling import decode_attention
 from tinsmith.backend.sampling.decode_attention import attend_rows
 
-pytestmark = pytest.mark.skipif(
-    openmp() is None, reason="this PyTorch's OpenMP library is not libgomp"
-)
+pytestmark = COMPILED
 # Rows, heads of keys, queries that share one, widths of keys and values, places.
 SHAPES = [(5, 2, 3, 16, 8, 70), (1, 1, 7, 12, 12, 64), (4, 4, 2, 64, 64, 600)]
 TOLERANCE = 2e-6
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("window", [None, 9])

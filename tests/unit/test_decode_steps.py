@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import PreTrainedModel
 
-from tests.batches import NO_LIMIT, REQUESTS, Client, alone, assert_same, finish, request
+from tests.batches import REQUESTS, Client, alone, assert_same, finish, make_batch, request
 from tests.families import llama, mistral, qwen2, qwen2_moe, qwen3
 from tests.unit.test_fused_layer import sampled_as_in_float64
 from tinsmith.backend.model.base_model import BaseModel, decoder_layers
 from tinsmith.backend.sampling import keys_values, pool, replica
-from tinsmith.backend.sampling.batch import SamplingBatch
 from tinsmith.backend.sampling.decode_steps import (
     Recorder,
     Recording,
@@ -67,8 +66,7 @@ LONG = [*REQUESTS, request([4, 5], 140, seed=6)]
 
 def sample(base: BaseModel, recording: Recording | None) -> list[list[Completion]]:
     """All of LONG in one batch, of which some come while others are under way."""
-    bare = make_replica(base, None)
-    batch = SamplingBatch(base, bare, 8192, NO_LIMIT, recording=recording)
+    batch, _ = make_batch(base, recording=recording)
     clients = [Client(asked) for asked in LONG]
     for client in clients[:3]:
         batch.add(client.job)
@@ -109,8 +107,7 @@ def test_what_would_take_too_much_is_computed_step_by_step(
     for max_tokens, vain_keys, recorded in [(256, 250, [4]), (255, 999, []), (999, 190, [])]:
         monkeypatch.setattr(keys_values, "VAIN_KEYS", vain_keys)
         tracers, client = Tracers(), Client(asked)
-        bare = make_replica(base, None)
-        batch = SamplingBatch(base, bare, 8192, max_tokens, recording=Recording(tracers))
+        batch, _ = make_batch(base, max_tokens_kept=max_tokens, recording=Recording(tracers))
         batch.add(client.job)
         for _ in range(4):
             batch.step()
@@ -122,7 +119,7 @@ def test_what_would_take_too_much_is_computed_step_by_step(
 def test_weights_that_change_are_those_of_the_next_step(base: BaseModel):
     """A recording holds the weights that it was made with."""
     tracers = Tracers()
-    old, new = make_replica(base, None), make_replica(base, None)
+    new = make_replica(base, None)
     layers = decoder_layers(new)
     assert layers is not None
     changed: Any = layers[0]
@@ -131,7 +128,7 @@ def test_weights_that_change_are_those_of_the_next_step(base: BaseModel):
     found = []
     for recording in (None, Recording(tracers)):
         client = Client(request([5, 6, 7], 12, seed=4))
-        batch = SamplingBatch(base, old, 8192, NO_LIMIT, recording=recording)
+        batch, _ = make_batch(base, recording=recording)
         batch.add(client.job)
         for _ in range(6):
             batch.step()
@@ -146,8 +143,7 @@ def test_a_cancelled_row_leaves_a_recorded_batch(base: BaseModel):
     """Another row takes its slot, and is given what the recording looks at there."""
     tracers = Tracers()
     expected = alone(base)
-    recording = Recording(tracers)
-    batch = SamplingBatch(base, make_replica(base, None), 8192, NO_LIMIT, recording=recording)
+    batch, _ = make_batch(base, recording=Recording(tracers))
     clients = [Client(asked) for asked in REQUESTS]
     for client in clients:
         batch.add(client.job)

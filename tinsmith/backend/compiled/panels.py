@@ -50,28 +50,29 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def multiply(x: Tensor, panels: Tensor) -> Tensor:
-    """x W^T [N, O] of x [N, I] and the panels of W."""
+    """x W^T [..., O] of x [..., I] and the panels of W."""
     return _run(_multiplier(), x, [panels])
 
 
 def gate(x: Tensor, gates: Tensor, ups: Tensor) -> Tensor:
-    """silu(x G^T) (x U^T) [N, O] of x [N, I] and the panels of G and U, of one size."""
+    """silu(x G^T) (x U^T) [..., O] of x [..., I] and the panels of G and U, of one size."""
     assert gates.shape == ups.shape
     tiles = x.new_empty(torch.get_num_threads(), TILE_ROWS, TILE_COLUMNS)
     return _run(_gate(), x, [gates, ups], tiles)
 
 
 def _run(function: Any, x: Tensor, weights: Sequence[Tensor], *room: Tensor) -> Tensor:
-    num_rows, size = x.shape
+    *leading, size = x.shape
     num_panels = len(weights[0])
     assert weights[0].shape[1] == size
+    x = x.reshape(-1, size).contiguous()
+    num_rows = len(x)
     if num_rows < TILE_ROWS:
         x = F.pad(x, (0, 0, 0, TILE_ROWS - num_rows))
-    x = x.contiguous()
     y = x.new_empty(len(x), num_panels * TILE_COLUMNS)
     numbers = [len(x), size, num_panels, *map(address, (x, *weights, y, *room))]
     run_on_threads(function, torch.get_num_threads(), numbers)
-    return y[:num_rows]
+    return y[:num_rows].view(*leading, y.shape[1])
 
 
 @cache

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 from tinsmith.backend.model.sharding import ShardedLayers, shard
-from tinsmith.errors import TinsmithError
+from tinsmith.errors import SPEAKING, TinsmithError, in_words
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -149,12 +149,10 @@ def read_config(name: str, source: str) -> Any:
 
 def cannot_be_loaded(name: str, source: str, error: Exception) -> TinsmithError:
     """Of whatever transformers raises of a model's files, which it checks little."""
-    if isinstance(error, OSError | ValueError | ImportError | MemoryError):
-        what = str(error) or type(error).__name__
-    else:
-        what = f"{type(error).__name__}: {error}; config.json, weights and tokenizer must be those"
-        what += " of one model that transformers has"
-    return TinsmithError(f"--model {name}={source} cannot be loaded: {what}")
+    advice = "; config.json, weights and tokenizer must be those of one model that transformers has"
+    if isinstance(error, (*SPEAKING, MemoryError)):
+        advice = ""
+    return TinsmithError(f"--model {name}={source} cannot be loaded: {in_words(error)}{advice}")
 
 
 def _check_directory(name: str, source: str) -> None:

@@ -76,8 +76,8 @@ class SideBySide:
             torch.addmm(weight, b, a, alpha=self._scaling, out=merged)
         across = self._across(together) if has_backward else []
         weight = _BothWays(packed(together), [packed(weight) for weight in across])
-        adapters = self.adapters
-        self._merged = _Merged(weight, self._all_a(adapters), self._scaled_b(adapters))
+        sides = self._all_a(self.adapters), self._scaled_b(self.adapters)
+        self._merged = _Merged(weight, *sides)
 
     def merged_bytes(self, has_backward: bool) -> int:
         """What `merge` keeps until `unmerge`: weights that are packed once for each way, and the

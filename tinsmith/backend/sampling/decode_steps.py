@@ -126,14 +126,12 @@ class DecodeSteps:
         self._recording = recording
         self._recorder: Recorder | None = None
         self._steps: dict[int, _Step] = {}  # by number of rows
-        self._num_moves = -1  # of the cache, when they were recorded
+        self._num_moves = 0  # of the cache, when they were recorded
 
     def begin(self, replica: PreTrainedModel, keys_values: RunningKeysValues) -> None:
         """Go on with these."""
         self._replica, self._keys_values = replica, keys_values
-        self._num_moves = -1
-        self._steps.clear()
-        self._recorder = None
+        self._forget()
 
     def hidden(self, tokens: Sequence[int], lengths: Sequence[int]) -> Tensor:
         """The hidden states [n, D] of each row's last token, which stands behind `lengths` others,
@@ -148,17 +146,21 @@ class DecodeSteps:
 
     def _begins_fixed(self, lengths: Sequence[int]) -> bool:
         """Whether the next step is one that can be repeated."""
-        if self._recording is None or self._recording.has_failed:
-            self._steps.clear()
+        if self._recording is None:
+            return False
+        if self._recording.has_failed:
+            self._forget()
             return False
         return self._keys_values.begin_fixed_step(lengths, filled_up(len(lengths)))
 
     def _fixed(self, inputs: Tensor) -> Tensor:
         if self._num_moves != self._keys_values.num_moves:
+            self._forget()
             self._num_moves = self._keys_values.num_moves
-            self._steps.clear()
-            self._recorder = None
-        step = self._steps.get(inputs.shape[1]) or self._step(inputs)
+        num_rows = inputs.shape[1]
+        if num_rows not in self._steps:
+            self._steps[num_rows] = self._step(inputs)
+        step = self._steps[num_rows]
         step.inputs.copy_(inputs)
         if step.num_runs == FIRST_RUNS:
             step.run = self._recorded(step.run)
@@ -166,15 +168,19 @@ class DecodeSteps:
         return step.run()
 
     def _step(self, inputs: Tensor) -> _Step:
-        own = inputs.to(self._keys_values.device, copy=True)
+        own = torch.empty_like(inputs, device=self._keys_values.device)
 
         def run() -> Tensor:
             ids_n1, lengths_n1 = own
             self._keys_values.look_at_all(lengths_n1[:, 0])
             return hidden_states(self._replica, ids_n1, lengths_n1, self._keys_values)[:, 0]
 
-        step = self._steps[len(inputs[0])] = _Step(own, run)
-        return step
+        return _Step(own, run)
+
+    def _forget(self) -> None:
+        """Recordings, and with the last one their memory."""
+        self._steps.clear()
+        self._recorder = None
 
     def _recorded(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         assert self._recording is not None

@@ -102,12 +102,10 @@ class RunningKeysValues:
     def begin_step(self, lengths: Sequence[int]) -> Tensor:
         """Prepare one decode step of rows with `lengths` tokens; returns positions [n, 1]."""
         needed = [round_up(length + 1, LENGTH_STEP) for length in lengths]
-        self._views = _views(needed, CALL_KEYS[self.device.type])
-        self._biases.clear()
         self._longest = max(needed)
         self._reserve(len(lengths))
-        self._lengths = torch.tensor(lengths, device=self.device)
-        self._slots = torch.arange(len(lengths), device=self.device)
+        views = _views(needed, CALL_KEYS[self.device.type])
+        self._look_at(views, torch.tensor(lengths, device=self.device))
         self._rows = torch.tensor(self._sharing(lengths))
         return self._lengths[:, None]
 
@@ -125,10 +123,12 @@ class RunningKeysValues:
     def look_at_all(self, lengths: Tensor) -> None:
         """Attend from now on as `begin_fixed_step` made room for, to as many keys as `lengths`
         [rows] say whenever it is computed."""
-        self._biases.clear()
-        self._lengths = lengths
+        self._look_at([(slice(0, len(lengths)), self._capacity)], lengths)
+
+    def _look_at(self, views: list[tuple[slice, int]], lengths: Tensor) -> None:
+        self._views, self._lengths = views, lengths
         self._slots = torch.arange(len(lengths), device=self.device)
-        self._views = [(slice(0, len(lengths)), self._capacity)]
+        self._biases.clear()
 
     def _sharing(self, lengths: Sequence[int]) -> list[tuple[int, int, int]]:
         """Of each row the first one that has its prompt, the tokens of that, and its own with the

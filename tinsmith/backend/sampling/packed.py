@@ -111,8 +111,7 @@ class _PanelLinear(_Linear):
         super().__init__(panels.pack(weight_OI), bias_O)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = panels.multiply(x.reshape(-1, x.shape[-1]), self.weight)
-        y = y.view(*x.shape[:-1], y.shape[-1])
+        y = panels.multiply(x, self.weight)
         return y if self.bias is None else y.add_(self.bias)
 
 
@@ -136,8 +135,7 @@ class _PanelGatedLayer(nn.Module):
         self.down_proj = down
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = panels.gate(x.reshape(-1, x.shape[-1]), self.gate, self.up)
-        return self.down_proj(inner.view(*x.shape[:-1], inner.shape[-1]))
+        return self.down_proj(panels.gate(x, self.gate, self.up))
 
 
 def _mkl_pack(weight_OI: Tensor) -> Tensor:
